@@ -1,0 +1,1 @@
+"""Parts shared by every package; imports nothing else of ours."""
