@@ -1,0 +1,17 @@
+"""Environments: native HumanoidBench tasks, any Gymnasium id, and the vector they are stepped in."""
+
+from envs.make import EnvError, make_env, resolve_env_id
+from envs.scores import random_score, success_score
+from envs.vec import Episode, Step, VecEnv, make_vec
+
+__all__ = [
+    "EnvError",
+    "Episode",
+    "Step",
+    "VecEnv",
+    "make_env",
+    "make_vec",
+    "random_score",
+    "resolve_env_id",
+    "success_score",
+]

@@ -1,0 +1,102 @@
+"""From an environment name to one Gymnasium environment in the form every agent of ours expects."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.wrappers import FlattenObservation, RepeatAction, RescaleAction, TransformAction
+
+
+class EnvError(ValueError):
+    """An environment that cannot be used; the message is one line that names the value and what would do."""
+
+
+def resolve_env_id(env_id: str) -> str:
+    """Return the registered id that ``env_id`` stands for; ``h1-walk`` is short for ``h1-walk-v0``.
+
+    Raises:
+        EnvError: the name is not registered; the message lists the nearest names that are.
+    """
+    for candidate in (env_id, f"{env_id}-v0" if env_id.startswith("h1-") else env_id):
+        if candidate in gym.registry:
+            return candidate
+    short_names = [name.removesuffix("-v0") for name in gym.registry if name.startswith("h1-")]
+    nearest = difflib.get_close_matches(env_id, [*gym.registry, *short_names], n=5, cutoff=0.4)
+    hint = f"nearest names: {', '.join(nearest)}" if nearest else "see gymnasium.pprint_registry()"
+    raise EnvError(f"unknown environment {env_id!r}; {hint}")
+
+
+def make_env(env_id: str, action_repeat: int = 1, render_mode: str | None = None) -> gym.Env:
+    """Build one environment with a 1-D Box observation and Box(-1, 1) or Discrete(n) actions.
+
+    From the inside out: the environment with its time limit (which therefore counts raw frames), the action
+    repeated ``action_repeat`` times with the rewards summed (less often where the episode ends), the action
+    space brought to standard form, the observation flattened.
+
+    Raises:
+        EnvError: unknown id, missing dependency, unsupported spaces.
+    """
+    resolved = resolve_env_id(env_id)
+    rendering = {} if render_mode is None else {"render_mode": render_mode}
+    try:
+        env = gym.make(resolved, disable_env_checker=True, **rendering)
+    except (gym.error.Error, ImportError) as error:
+        raise EnvError(f"cannot build {resolved}: {' '.join(str(error).split())}") from error
+    try:
+        if action_repeat != 1:
+            env = RepeatAction(env, action_repeat)
+        return _standard_observation(_standard_action(env, resolved), resolved)
+    except EnvError:
+        env.close()
+        raise
+
+
+def agent_steps(max_frames: int | None, action_repeat: int) -> int | None:
+    """Return how many agent transitions fit into a limit of ``max_frames`` raw frames (None: no limit)."""
+    return None if max_frames is None else math.ceil(max_frames / action_repeat)
+
+
+def _standard_action(env: gym.Env, env_id: str) -> gym.Env:
+    space = env.action_space
+    if isinstance(space, spaces.Discrete):
+        if space.start == 0:
+            return env
+        return TransformAction(env, lambda action: action + space.start, spaces.Discrete(int(space.n)))
+    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
+        raise EnvError(f"{env_id} has the action space {space}; only Discrete and real Box are supported")
+    if not space.is_bounded():
+        raise EnvError(f"{env_id} has the action space {space}, which has no bounds to map [-1, 1] to")
+    if np.all(space.low == -1) and np.all(space.high == 1):
+        return env
+    return RescaleAction(env, np.float32(-1), np.float32(1))
+
+
+def _standard_observation(env: gym.Env, env_id: str) -> gym.Env:
+    space = env.observation_space
+    if any(isinstance(leaf, spaces.Box) and _is_image(leaf) for leaf in _leaves(space)):
+        raise EnvError(f"{env_id} has image observations; pixel networks are not supported for this id yet")
+    if not space.is_np_flattenable:
+        raise EnvError(f"{env_id} has the observation space {space}, which cannot be flattened to a vector")
+    if isinstance(space, spaces.Box) and len(space.shape) == 1:
+        return env
+    return FlattenObservation(env)
+
+
+def _is_image(space: spaces.Box) -> bool:
+    return space.dtype == np.uint8 and len(space.shape) >= 2
+
+
+def _leaves(space: spaces.Space) -> Iterator[spaces.Space]:
+    """Yield the parts of a nested Dict or Tuple space."""
+    if isinstance(space, spaces.Dict):
+        space = spaces.Tuple(tuple(space.spaces.values()))
+    if isinstance(space, spaces.Tuple):
+        for part in space.spaces:
+            yield from _leaves(part)
+    else:
+        yield space
