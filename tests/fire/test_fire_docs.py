@@ -1,0 +1,35 @@
+"""Every key and every reset is documented, and every reset has its YAML."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fire.metrics import METRIC_KEYS
+from fire.resets import REGISTRY, RESET_KEYS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("page, keys", [("metrics.md", METRIC_KEYS), ("resets.md", RESET_KEYS)])
+def test_documented_keys_are_the_keys(page: str, keys: tuple[str, ...]) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    assert set(re.findall(r"^\| `((?:plasticity|reset)/[^`]*)`", text, re.MULTILINE)) == set(keys)
+
+
+def test_every_reset_is_in_the_table_and_has_a_valid_yaml() -> None:
+    text = (ROOT / "docs" / "resets.md").read_text()
+    named = set()
+    for path in sorted((ROOT / "configs" / "reset").glob("*.yaml")):
+        content = path.read_text()
+        assert content.startswith("# "), path
+        options = dict(yaml.safe_load(content)["reset"])
+        name = options.pop("name")
+        REGISTRY[name](**options)
+        named.add(path.stem)
+    assert set(REGISTRY) <= named
+    for name in REGISTRY:
+        assert f"| `{name}` |" in text

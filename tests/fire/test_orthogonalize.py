@@ -1,0 +1,172 @@
+"""Polar factors against float64 SVDs, on ordinary and adversarial matrices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from fire.orthogonalize import polar_factor, polar_factors
+
+
+def with_condition(rows: int, columns: int, condition: float, seed: int = 0, dtype=torch.float64) -> Tensor:
+    """A matrix with geometrically spaced singular values from 1 down to 1 / condition."""
+    generator = torch.Generator().manual_seed(seed)
+    short = min(rows, columns)
+    left = torch.linalg.qr(torch.randn(rows, short, dtype=torch.float64, generator=generator))[0]
+    right = torch.linalg.qr(torch.randn(columns, short, dtype=torch.float64, generator=generator))[0]
+    spectrum = torch.logspace(0, -torch.log10(torch.tensor(condition)).item(), short, dtype=torch.float64)
+    return ((left * spectrum) @ right.mT).to(dtype)
+
+
+def svd_factor(matrix: Tensor) -> Tensor:
+    left, _, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    return left @ right
+
+
+def defect(factor: Tensor) -> float:
+    """||Q^T Q - I||_F / sqrt(n) on the short side."""
+    q = factor.double()
+    q = q.mT if q.shape[-2] < q.shape[-1] else q
+    identity = torch.eye(q.shape[-1], dtype=torch.float64)
+    return float((torch.linalg.matrix_norm(q.mT @ q - identity) / q.shape[-1] ** 0.5).max())
+
+
+def distance(factor: Tensor, reference: Tensor) -> float:
+    short = min(reference.shape[-2:])
+    return float((torch.linalg.matrix_norm(factor.double() - reference) / short**0.5).max())
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (128, 48), (48, 128), (256, 256), (1, 40), (40, 1), (1, 1)])
+@pytest.mark.parametrize("condition", [1.0, 1e2, 1e4, 1e6])
+def test_accuracy_promise(shape: tuple[int, int], condition: float) -> None:
+    matrix = with_condition(*shape, condition, dtype=torch.float32)
+    factor = polar_factor(matrix)
+    assert factor.dtype == torch.float32 and factor.shape == matrix.shape
+    assert defect(factor) <= 1e-5
+    assert distance(factor, svd_factor(matrix)) <= 1e-4
+
+
+@pytest.mark.parametrize("condition", [1e7, 1e10])
+def test_beyond_the_gram_route_the_svd_decides(condition: float) -> None:
+    matrix = with_condition(96, 64, condition)
+    factor = polar_factor(matrix)
+    assert defect(factor) <= 1e-12
+    assert distance(factor, svd_factor(matrix)) <= 1e-4
+
+
+@pytest.mark.parametrize("scale", [1e-41, 1e-30, 1e30])
+def test_huge_and_tiny_entries(scale: float) -> None:
+    matrix = with_condition(32, 24, 10.0).float()
+    matrix = (matrix.double() * scale).float()
+    assert defect(polar_factor(matrix)) <= 1e-6
+    assert distance(polar_factor(matrix), svd_factor(matrix)) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "dtype, bound", [(torch.float16, 2e-3), (torch.bfloat16, 2e-2), (torch.float64, 1e-13)]
+)
+def test_dtypes_keep_their_own_rounding(dtype: torch.dtype, bound: float) -> None:
+    matrix = with_condition(40, 30, 10.0, dtype=dtype)
+    factor = polar_factor(matrix)
+    assert factor.dtype == dtype
+    assert defect(factor) <= bound
+    assert distance(factor, svd_factor(matrix)) <= bound
+
+
+def test_shapes_dimensions_and_strides() -> None:
+    stack = torch.stack([with_condition(20, 12, c, seed=i) for i, c in enumerate((1.0, 1e3, 1e6))])
+    expected = torch.stack([svd_factor(m) for m in stack])
+    assert distance(polar_factor(stack.reshape(3, 1, 20, 12)).reshape(3, 20, 12), expected) <= 1e-6
+    strided = stack.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    assert not strided.is_contiguous()
+    assert distance(polar_factor(strided), expected) <= 1e-6
+    assert polar_factor(torch.empty(0, 4, 3)).shape == (0, 4, 3)
+    assert polar_factor(torch.empty(2, 0, 3)).shape == (2, 0, 3)
+
+
+def test_result_does_not_depend_on_the_batch() -> None:
+    tensors = [with_condition(24, 16, c, seed=i, dtype=torch.float32) for i, c in enumerate((1.0, 1e5, 1e7))]
+    tensors.append(torch.stack([with_condition(16, 24, 3.0, seed=9, dtype=torch.float32)] * 2))
+    together = polar_factors(tensors)
+    for tensor, factor in zip(tensors, together, strict=True):
+        assert torch.equal(polar_factor(tensor), factor)
+
+
+def test_missing_directions_are_completed_from_the_generator() -> None:
+    matrix = with_condition(30, 20, 10.0)
+    left, spectrum, right = torch.linalg.svd(matrix, full_matrices=False)
+    deficient = ((left[:, :12] * spectrum[:12]) @ right[:12]).float()
+    deficient[:, 0] = deficient[:, 1]
+
+    def solve(seed: int) -> Tensor:
+        return polar_factor(deficient.double(), generator=torch.Generator().manual_seed(seed))
+
+    first = solve(1)
+    assert defect(first) <= 1e-12
+    assert torch.equal(first, solve(1)) and not torch.allclose(first, solve(2))
+    nuclear = torch.linalg.svdvals(deficient.double()).sum()
+    assert (first * deficient.double()).sum() == pytest.approx(nuclear.item(), rel=1e-7)
+
+
+def test_null_policies() -> None:
+    deficient = torch.diag(torch.tensor([3.0, 2.0, 0.0]))
+    assert torch.equal(polar_factor(deficient, null="zero"), torch.diag(torch.tensor([1.0, 1.0, 0.0])))
+    with pytest.raises(ValueError, match=r"critic\.head has rank 2 of 3"):
+        polar_factor(deficient, null="error", name="critic.head")
+
+
+def test_zero_matrices_become_different_random_isometries() -> None:
+    factors = polar_factor(torch.zeros(2, 12, 8))
+    assert defect(factors) <= 1e-6
+    assert not torch.allclose(factors[0], factors[1])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_non_finite_input_is_an_error_that_names_the_parameter(value: float) -> None:
+    bad = torch.ones(2, 4, 3)
+    bad[1, 2, 0] = value
+    for method in ("polar", "newton_schulz"):
+        with pytest.raises(ValueError, match=r"actor.fc1 \(slice 1\) holds NaN or infinity"):
+            polar_factors([torch.ones(4, 3), bad], names=["actor.fc0", "actor.fc1"], method=method)
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(ValueError, match="method 'svd'"):
+        polar_factor(torch.ones(2, 2), method="svd")
+    with pytest.raises(ValueError, match="two dimensions"):
+        polar_factor(torch.ones(2))
+    with pytest.raises(TypeError, match="floating point"):
+        polar_factor(torch.ones(2, 2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (48, 20), (20, 48)])
+@pytest.mark.parametrize("num_iters", [1, 5, 10])
+def test_newton_schulz_acts_on_singular_values_as_published(shape: tuple[int, int], num_iters: int) -> None:
+    matrix = with_condition(*shape, 50.0)
+    left, spectrum, right = torch.linalg.svd(matrix, full_matrices=False)
+    values = spectrum / spectrum.norm()
+    for _ in range(num_iters):
+        values = 1.5 * values - 0.5 * values**3
+    expected = (left * values) @ right
+    assert distance(polar_factor(matrix, method="newton_schulz", num_iters=num_iters), expected) <= 1e-12
+
+
+def test_muon_quintic_acts_on_singular_values() -> None:
+    matrix = with_condition(24, 40, 20.0)
+    left, spectrum, right = torch.linalg.svd(matrix, full_matrices=False)
+    values = spectrum / spectrum.norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    expected = (left * values) @ right
+    assert distance(polar_factor(matrix, method="muon", num_iters=5), expected) <= 1e-12
+
+
+def test_iterations_leave_a_zero_matrix_zero() -> None:
+    assert torch.equal(polar_factor(torch.zeros(4, 3), method="newton_schulz"), torch.zeros(4, 3))
+
+
+def test_global_random_state_is_untouched() -> None:
+    state = torch.random.get_rng_state()
+    polar_factor(torch.zeros(3, 5, 5))
+    assert torch.equal(state, torch.random.get_rng_state())

@@ -1,0 +1,124 @@
+"""What every reset in the registry must keep, on three kinds of network."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from fire.resets import REGISTRY, RESET_KEYS, reset_networks
+from tests.fire.fire_networks import ARCHITECTURES, batch_for, make_slot, train_step
+
+CASES = [(name, kind) for name in REGISTRY for kind in ARCHITECTURES]
+DRAWS = {"full", "shrink_perturb"}
+
+
+def apply(name: str, kind: str, seed: int = 1, **options):
+    slot = make_slot(kind)
+    report = reset_networks(
+        {"net": slot}, REGISTRY[name](**options), batch_for(kind), torch.Generator().manual_seed(seed)
+    )
+    return slot, report
+
+
+def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("name, kind", CASES)
+def test_storage_optimizer_and_finiteness(name: str, kind: str) -> None:
+    slot = make_slot(kind)
+    pointers = {n: p.data_ptr() for n, p in slot.module.named_parameters()}
+    identities = [id(p) for p in slot.module.parameters()]
+    reset_networks({"net": slot}, REGISTRY[name](), batch_for(kind), torch.Generator().manual_seed(1))
+    if not REGISTRY[name].structural:
+        assert pointers == {n: p.data_ptr() for n, p in slot.module.named_parameters()}
+        assert identities == [id(p) for p in slot.module.parameters()]
+    held = [id(p) for group in slot.optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in slot.module.parameters() if p.requires_grad)
+    assert all(value.isfinite().all() for value in slot.module.state_dict().values())
+    before = state(slot.module)
+    train_step(slot, batch_for(kind))
+    assert not equal(before, state(slot.module))
+
+
+@pytest.mark.parametrize("name, kind", CASES)
+def test_same_seed_same_result_and_global_random_state(name: str, kind: str) -> None:
+    first, _ = apply(name, kind, seed=1)
+    random_state = torch.random.get_rng_state()
+    again, _ = apply(name, kind, seed=1)
+    assert torch.equal(random_state, torch.random.get_rng_state())
+    assert equal(state(first.module), state(again.module))
+    other, _ = apply(name, kind, seed=2)
+    assert equal(state(first.module), state(other.module)) == (name not in DRAWS)
+
+
+@pytest.mark.parametrize("name, kind", CASES)
+def test_target_is_synced_or_kept(name: str, kind: str) -> None:
+    target_options = REGISTRY[name].__dataclass_fields__["target"].metadata["choices"]
+    for target in target_options:
+        slot, _ = apply(name, kind, target=target)
+        if target == "sync":
+            assert equal(state(slot.target), state(slot.module))
+        else:
+            assert equal(state(slot.target), state(make_slot(kind).target))
+
+
+@pytest.mark.parametrize("name, kind", CASES)
+def test_optimizer_state_is_zeroed_or_kept(name: str, kind: str) -> None:
+    for optimizer in REGISTRY[name].__dataclass_fields__["optimizer"].metadata["choices"]:
+        slot, _ = apply(name, kind, optimizer=optimizer)
+        before = make_slot(kind).optimizer.state_dict()["state"]
+        after = slot.optimizer.state_dict()["state"]
+        for index, values in after.items():
+            for key, value in values.items():
+                expected = torch.zeros_like(value) if optimizer == "zero" else before[index][key]
+                assert torch.equal(value, expected), (index, key)
+
+
+@pytest.mark.parametrize("name, kind", CASES)
+def test_report_has_documented_finite_scalars(name: str, kind: str) -> None:
+    slot, report = apply(name, kind)
+    layers = [layer.name for layer in slot.layers()]
+    known = {
+        key.replace("<network>", "net").replace("<layer>", layer) for key in RESET_KEYS for layer in layers
+    }
+    scalars = report.scalars()
+    assert set(scalars) <= known
+    assert known <= set(scalars)
+    assert all(torch.tensor(value).isfinite() for value in scalars.values())
+
+
+@pytest.mark.parametrize("name, kind", CASES)
+def test_a_failing_network_leaves_all_networks_alone(name: str, kind: str) -> None:
+    good, bad = make_slot(kind), make_slot(kind)
+    with torch.no_grad():
+        bad.layers()[0].weight.fill_(float("nan"))
+    before = copy.deepcopy(state(good.module)), copy.deepcopy(good.optimizer.state_dict())
+    try:
+        reset_networks({"good": good, "bad": bad}, REGISTRY[name](), batch_for(kind), torch.Generator())
+    except ValueError as error:
+        assert "bad/" in str(error)
+        assert equal(before[0], state(good.module))
+        after = good.optimizer.state_dict()["state"]
+        for index, values in before[1]["state"].items():
+            assert all(torch.equal(values[key], after[index][key]) for key in values)
+    else:
+        assert name in {"none", "full"}
+
+
+@pytest.mark.parametrize("name", list(REGISTRY))
+def test_preserved_submodules_are_untouched(name: str) -> None:
+    before = state(make_slot("twin").module.normaliser)
+    slot, _ = apply(name, "twin")
+    assert equal(before, state(slot.module.normaliser))
+
+
+def test_unknown_choice_is_an_error() -> None:
+    with pytest.raises(ValueError, match="optimizer 'fresh' is not one of zero, keep"):
+        REGISTRY["full"](optimizer="fresh")

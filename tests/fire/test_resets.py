@@ -1,0 +1,91 @@
+"""Values of single resets, by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fire.isometry import dfi
+from fire.resets import FireReset, FullReset, ShrinkPerturbReset, reset_networks
+from tests.fire.fire_networks import ARCHITECTURES, batch_for, make_slot
+
+
+def parameters(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+def run(kind: str, reset, seed: int = 7):
+    slot = make_slot(kind)
+    before = parameters(slot.module)
+    report = reset_networks({"net": slot}, reset, batch_for(kind), torch.Generator().manual_seed(seed))
+    return slot, before, report
+
+
+@pytest.mark.parametrize("kind", list(ARCHITECTURES))
+def test_full_reset_redraws_or_rewinds(kind: str) -> None:
+    slot, _, _ = run(kind, FullReset())
+    expected = parameters(slot.build(torch.Generator().manual_seed(7)))
+    for name, value in slot.module.named_parameters():
+        assert torch.equal(value, expected[name])
+    slot, _, _ = run(kind, FullReset(source="rewind"))
+    for name, value in slot.module.named_parameters():
+        assert torch.equal(value, parameters(slot.initial())[name])
+
+
+def test_full_reset_restores_running_statistics() -> None:
+    slot, _, _ = run("conv", FullReset())
+    assert torch.equal(slot.module[1].running_mean, torch.zeros(8))
+    assert slot.module[1].num_batches_tracked == 0
+    slot, _, _ = run("conv", FireReset())
+    assert slot.module[1].num_batches_tracked == 3
+
+
+@pytest.mark.parametrize("kind", list(ARCHITECTURES))
+def test_shrink_perturb_keeps_its_share(kind: str) -> None:
+    slot, before, _ = run(kind, ShrinkPerturbReset(shrink_factor=0.8))
+    fresh = parameters(slot.build(torch.Generator().manual_seed(7)))
+    for name, value in slot.module.named_parameters():
+        torch.testing.assert_close(value.detach(), 0.8 * before[name] + 0.2 * fresh[name])
+
+
+@pytest.mark.parametrize("kind", list(ARCHITECTURES))
+def test_fire_gives_every_matrix_the_papers_singular_value_and_keeps_the_rest(kind: str) -> None:
+    slot, before, report = run(kind, FireReset())
+    weights = {id(layer.weight) for layer in slot.layers()}
+    for layer in slot.layers():
+        matrices = layer.matrices()
+        kernel = layer.weight[0, 0].numel() if layer.kind == "conv" else 1
+        scale = (matrices.shape[-2] / matrices.shape[-1]) ** 0.5 / kernel
+        values = torch.linalg.svdvals(matrices.double())
+        torch.testing.assert_close(values, torch.full_like(values, scale), rtol=2e-6, atol=0)
+    for name, value in slot.module.named_parameters():
+        assert id(value) in weights or torch.equal(value, before[name])
+    for layer in report.layers:
+        assert layer.dfi_scaled_after <= 1e-10 < layer.dfi_scaled_before
+        name = f"{layer.layer}.weight"
+        moved = (dict(slot.module.named_parameters())[name].double() - before[name].double()).square().sum()
+        assert layer.sfe == pytest.approx(float(moved), rel=1e-6)
+        assert layer.relative_sfe == pytest.approx(
+            float(moved / before[name].double().square().sum()), rel=1e-6
+        )
+
+
+def test_partial_fire_moves_singular_values_part_of_the_way() -> None:
+    slot, before, _ = run("mlp", FireReset(strength=0.25, scale="unit"))
+    for layer in slot.layers():
+        old = torch.linalg.svdvals(before[f"{layer.name}.weight"].double())
+        new = torch.linalg.svdvals(layer.weight.detach().double())
+        torch.testing.assert_close(new, 0.75 * old + 0.25, rtol=1e-5, atol=1e-6)
+
+
+def test_newton_schulz_is_a_different_intervention() -> None:
+    slot, _, _ = run("mlp", FireReset(method="newton_schulz", num_iters=5, scale="unit"))
+    assert float(dfi(slot.layers()[1].matrices())) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "options", [{"strength": 0.0}, {"strength": 1.5}, {"num_iters": 0}, {"scale": "big"}]
+)
+def test_fire_rejects_wrong_options(options: dict) -> None:
+    with pytest.raises(ValueError):
+        FireReset(**options)
