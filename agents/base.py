@@ -1,0 +1,59 @@
+"""What the training loop, evaluation and checkpoints may ask of an agent."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.replay import Batch
+from fire.slot import NetworkSlot
+
+# Seed of the noise drawn inside probe losses: a metric must depend on the weights and the batch alone.
+PROBE_SEED = 0
+
+
+class Agent(Protocol):
+    """A learner without logger, buffer or environment inside."""
+
+    gamma: float
+    update_step: int
+
+    def observe(self, obs: np.ndarray) -> None:
+        """Take note of the observations ``(N, D)`` about to be acted on (input statistics), training only."""
+
+    def act(self, obs: np.ndarray, env_step: int) -> np.ndarray:
+        """Exploring actions for ``obs (N, D)``: ``(N, A)`` float32 in [-1, 1], or ``(N,)`` int64."""
+
+    def act_greedy(self, obs: np.ndarray) -> np.ndarray:
+        """Deterministic actions of the same shapes."""
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One gradient update of every network; detached scalars on the device, never synchronised."""
+
+    def networks(self) -> dict[str, NetworkSlot]:
+        """The networks that a reset or a metric may touch, by name."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes: networks, targets, optimizers, counters, normaliser, generators."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict`` in place."""
+
+
+def discount_from_horizon(max_episode_steps: int | None) -> float:
+    """Return SimBa's discount factor for an episode limit of L transitions: ``1 - 5 / L`` in [0.95, 0.995].
+
+    The rule is that of the published SimBa configuration, ``clip((L/5 - 1) / (L/5), 0.95, 0.995)``; 500 transitions
+    give 0.99. Without a limit, 0.99.
+    """
+    if max_episode_steps is None:
+        return 0.99
+    return float(np.clip(1.0 - 5.0 / max_episode_steps, 0.95, 0.995))
+
+
+def probe_noise(shape: torch.Size, device: torch.device) -> Tensor:
+    """Standard normal noise that is the same on every call."""
+    return torch.randn(shape, generator=torch.Generator(device).manual_seed(PROBE_SEED), device=device)

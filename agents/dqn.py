@@ -1,0 +1,136 @@
+"""Deep Q-learning with a hard-updated target network (Mnih et al. 2015), optionally Double DQN.
+
+Double DQN: van Hasselt et al. 2016, arXiv 1509.06461.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agents import losses
+from agents.networks import MLPQNetwork, build_seeded
+from agents.replay import Batch
+from common.schedules import LinearSchedule
+from common.seeding import torch_generator
+from configs.schema import DQNConfig
+from fire.slot import NetworkSlot
+
+
+class DQN:
+    """DQN for flat observations and discrete actions.
+
+    Args:
+        config: hyperparameters.
+        obs_dim: observation size D.
+        num_actions: number of discrete actions.
+        learning_starts: env steps of random warm-up, after which epsilon begins to fall.
+        total_steps: env steps of the run, of which epsilon falls over a fraction.
+        seed: run seed; the agent draws from the streams ``init`` and ``explore``.
+        device: where networks and generators live.
+    """
+
+    def __init__(
+        self,
+        config: DQNConfig,
+        obs_dim: int,
+        num_actions: int,
+        learning_starts: int,
+        total_steps: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.gamma = config.gamma
+        self.num_actions = num_actions
+        self.update_step = 0
+        self._seed = seed
+        self._build = partial(MLPQNetwork, obs_dim, num_actions, config.hidden_widths)
+        self.q = self._initial()
+        self.target_q = copy.deepcopy(self.q).requires_grad_(False)
+        self.optimizer = torch.optim.Adam(
+            self.q.parameters(), lr=config.learning_rate, eps=config.adam_eps, fused=True
+        )
+        self.epsilon = LinearSchedule(
+            config.epsilon_start, config.epsilon_end, learning_starts, round(config.epsilon_fraction * total_steps)
+        )
+        self._explore = torch_generator(seed, "explore")
+
+    # Acting
+
+    def observe(self, obs: np.ndarray) -> None:
+        """DQN keeps no input statistics."""
+
+    def act(self, obs: np.ndarray, env_step: int) -> np.ndarray:
+        """Epsilon-greedy with draws of its own for every environment."""
+        action = self.act_greedy(obs)
+        explores = torch.rand(len(obs), generator=self._explore).numpy() < self.epsilon(env_step)
+        random = torch.randint(self.num_actions, (len(obs),), generator=self._explore).numpy()
+        return np.where(explores, random, action)
+
+    @torch.inference_mode()
+    def act_greedy(self, obs: np.ndarray) -> np.ndarray:
+        tensor = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
+        return self.q(tensor).argmax(1).cpu().numpy()
+
+    # Learning
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        loss, q = self._loss(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.update_step += 1
+        if self.update_step % self.config.target_update_period == 0:
+            self.networks()["q"].sync_target()
+        return {"loss": loss.detach(), "q_mean": q.detach().mean()}
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        q = self.q(batch.obs)
+        with torch.no_grad():
+            next_target = self.target_q(batch.next_obs)
+            next_select = self.q(batch.next_obs) if self.config.double_q else next_target
+            td_target = losses.dqn_td_target(batch.reward, batch.discount, next_target, next_select)
+        return losses.dqn_loss(q, batch.action, td_target), q
+
+    # Resets, metrics, checkpoints
+
+    def networks(self) -> dict[str, NetworkSlot]:
+        return {
+            "q": NetworkSlot(
+                module=self.q,
+                optimizer=self.optimizer,
+                build=self._fresh,
+                initial=self._initial,
+                forward=lambda batch: self.q(batch.obs),
+                loss=lambda batch: self._loss(batch)[0],
+                target=self.target_q,
+            )
+        }
+
+    def _fresh(self, generator: torch.Generator) -> nn.Module:
+        return build_seeded(self._build, generator).to(self.device)
+
+    def _initial(self) -> nn.Module:
+        return self._fresh(torch_generator(self._seed, "init"))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "q": self.q.state_dict(),
+            "target_q": self.target_q.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "update_step": self.update_step,
+            "explore": self._explore.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in ("q", "target_q", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.update_step = int(state["update_step"])
+        self._explore.set_state(state["explore"].cpu())

@@ -1,0 +1,191 @@
+"""Networks of the agents: SimBa actor and twin critics, an MLP Q-network, the input normaliser.
+
+SimBa: Lee et al. 2024, "SimBa: Simplicity Bias for Scaling Up Parameters in Deep RL", arXiv 2410.09754.
+Shapes: B batch, E ensemble members, D observation size, A action size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LOG_STD_MIN = -10.0
+LOG_STD_MAX = 2.0
+# Standard deviation of a unit normal truncated to [-2, 2], by which a truncated draw must be divided.
+_TRUNCATED_NORMAL_STD = 0.87962566103423978
+
+
+class ObservationNormalizer(nn.Module):
+    """Running standardisation of observations, ``(x - mean) / sqrt(var + 1e-8)`` (SimBa's RSNorm, section 4).
+
+    A layer shared by every network of an agent, so that losses, metrics, evaluation and checkpoints all see the
+    same input. Statistics are float64, start at mean 0, variance 1, count 1e-4, and move only in ``update``.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(size, dtype=torch.float64))
+        self.register_buffer("count", torch.tensor(1e-4, dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, obs: Tensor) -> None:
+        """Merge a batch ``(B, D)`` into the statistics (Chan et al. 1983, parallel variance)."""
+        batch = obs.to(torch.float64)
+        size = batch.shape[0]
+        delta = batch.mean(0) - self.mean
+        total = self.count + size
+        within = self.var * self.count + batch.var(0, unbiased=False) * size
+        self.var.copy_((within + delta.square() * self.count * size / total) / total)
+        self.mean.add_(delta * size / total)
+        self.count.copy_(total)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        scale = (self.var + 1e-8).rsqrt()
+        return (obs - self.mean.to(obs.dtype)) * scale.to(obs.dtype)
+
+
+class EnsembleLinear(nn.Module):
+    """``E`` independent linear layers in one batched product: ``(E, B, in_features) -> (E, B, out_features)``."""
+
+    def __init__(self, ensemble_size: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = nn.Parameter(torch.empty(ensemble_size, out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(ensemble_size, out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.transpose(1, 2))
+
+
+class EnsembleLayerNorm(nn.Module):
+    """``E`` layer norms with parameters of their own: ``(E, B, D) -> (E, B, D)``."""
+
+    def __init__(self, ensemble_size: int, size: int, eps: float) -> None:
+        super().__init__()
+        self.size = size
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(ensemble_size, size))
+        self.bias = nn.Parameter(torch.zeros(ensemble_size, size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalised = F.layer_norm(x, (self.size,), eps=self.eps)
+        return torch.addcmul(self.bias.unsqueeze(1), normalised, self.weight.unsqueeze(1))
+
+
+def _linear(in_features: int, out_features: int, ensemble_size: int | None, init: str) -> nn.Module:
+    """A (batched) linear layer with zero bias and ``orthogonal`` (gain 1) or ``he_normal`` weights."""
+    layer: nn.Module
+    if ensemble_size is None:
+        layer = nn.Linear(in_features, out_features)
+    else:
+        layer = EnsembleLinear(ensemble_size, in_features, out_features)
+    nn.init.zeros_(layer.bias)
+    for matrix in [layer.weight] if ensemble_size is None else layer.weight:
+        if init == "orthogonal":
+            nn.init.orthogonal_(matrix)
+        else:  # He et al. 2015, drawn from a normal truncated at two standard deviations
+            std = math.sqrt(2.0 / in_features) / _TRUNCATED_NORMAL_STD
+            nn.init.trunc_normal_(matrix, std=std, a=-2 * std, b=2 * std)
+    return layer
+
+
+def _layer_norm(size: int, ensemble_size: int | None) -> nn.Module:
+    eps = 1e-6  # flax's default, which SimBa uses
+    return nn.LayerNorm(size, eps=eps) if ensemble_size is None else EnsembleLayerNorm(ensemble_size, size, eps)
+
+
+class ResidualBlock(nn.Module):
+    """``x + W2 relu(W1 layer_norm(x))`` with a four times wider hidden layer (SimBa, equation 4)."""
+
+    def __init__(self, width: int, ensemble_size: int | None = None) -> None:
+        super().__init__()
+        self.norm = _layer_norm(width, ensemble_size)
+        self.expand = _linear(width, 4 * width, ensemble_size, "he_normal")
+        self.activation = nn.ReLU()
+        self.project = _linear(4 * width, width, ensemble_size, "he_normal")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.project(self.activation(self.expand(self.norm(x))))
+
+
+class SimbaEncoder(nn.Sequential):
+    """Linear embedding, residual blocks, layer norm; no activation after the first or the last layer."""
+
+    def __init__(self, in_features: int, width: int, num_blocks: int, ensemble_size: int | None = None) -> None:
+        super().__init__(
+            _linear(in_features, width, ensemble_size, "orthogonal"),
+            *(ResidualBlock(width, ensemble_size) for _ in range(num_blocks)),
+            _layer_norm(width, ensemble_size),
+        )
+
+
+class SimbaActor(nn.Module):
+    """Observation ``(B, D)`` to mean and log standard deviation ``(B, A)`` of a Gaussian before tanh."""
+
+    def __init__(self, normalizer: ObservationNormalizer, obs_dim: int, action_dim: int, width: int, num_blocks: int):
+        super().__init__()
+        self.normalizer = normalizer
+        self.encoder = SimbaEncoder(obs_dim, width, num_blocks)
+        self.mean = _linear(width, action_dim, None, "orthogonal")
+        self.log_std = _linear(width, action_dim, None, "orthogonal")
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.encoder(self.normalizer(obs))
+        # A smooth map onto (LOG_STD_MIN, LOG_STD_MAX) instead of a clamp, which would have no gradient outside.
+        log_std = LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (1.0 + torch.tanh(self.log_std(features)))
+        return self.mean(features), log_std
+
+
+class SimbaCritic(nn.Module):
+    """``E`` critics as one batched module: observation ``(B, D)``, action ``(B, A)`` to Q-values ``(E, B)``."""
+
+    def __init__(
+        self,
+        normalizer: ObservationNormalizer,
+        obs_dim: int,
+        action_dim: int,
+        width: int,
+        num_blocks: int,
+        ensemble_size: int,
+    ) -> None:
+        super().__init__()
+        self.ensemble_size = ensemble_size
+        self.normalizer = normalizer
+        self.encoder = SimbaEncoder(obs_dim + action_dim, width, num_blocks, ensemble_size)
+        self.value = _linear(width, 1, ensemble_size, "orthogonal")
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        inputs = torch.cat([self.normalizer(obs), action], dim=-1)
+        return self.value(self.encoder(inputs.expand(self.ensemble_size, -1, -1))).squeeze(-1)
+
+
+class MLPQNetwork(nn.Sequential):
+    """Observation ``(B, D)`` to Q-values ``(B, num_actions)``: ReLU layers, Xavier-uniform weights, zero biases.
+
+    The initialisation is that of the FIRE and ReDo protocols (Sokar et al. 2023, arXiv 2302.12902).
+    """
+
+    def __init__(self, obs_dim: int, num_actions: int, widths: Sequence[int]) -> None:
+        layers: list[nn.Module] = []
+        sizes = [obs_dim, *widths]
+        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+            layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+        layers.append(nn.Linear(sizes[-1], num_actions))
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        super().__init__(*layers)
+
+
+def build_seeded(factory: Callable[[], nn.Module], generator: torch.Generator) -> nn.Module:
+    """Run ``factory`` with weights drawn from the CPU ``generator``, leaving the global random state untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        return factory()

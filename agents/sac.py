@@ -1,0 +1,214 @@
+"""Soft actor-critic on SimBa networks (Haarnoja et al. 2018, arXiv 1812.05905; Lee et al. 2024, arXiv 2410.09754).
+
+One update: actor, temperature, critics (with the new actor and temperature), soft target update.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agents import losses
+from agents.base import discount_from_horizon, probe_noise
+from agents.networks import ObservationNormalizer, SimbaActor, SimbaCritic, build_seeded
+from agents.replay import Batch
+from common.seeding import torch_generator
+from configs.schema import SACConfig
+from fire.slot import NetworkSlot
+
+
+class SAC:
+    """SAC for flat observations and actions in [-1, 1].
+
+    Args:
+        config: hyperparameters.
+        obs_dim, action_dim: sizes D and A.
+        max_episode_steps: episode limit in transitions, for the discount rule.
+        seed: run seed; the agent draws from the streams ``init``, ``explore`` and ``update``.
+        device: where networks and generators live.
+    """
+
+    def __init__(
+        self,
+        config: SACConfig,
+        obs_dim: int,
+        action_dim: int,
+        max_episode_steps: int | None,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.gamma = discount_from_horizon(max_episode_steps) if config.gamma is None else config.gamma
+        self.target_entropy = config.target_entropy_per_action * action_dim
+        self.update_step = 0
+        self.normalizer = ObservationNormalizer(obs_dim).to(device)
+
+        def build_actor() -> nn.Module:
+            return SimbaActor(self.normalizer, obs_dim, action_dim, config.actor_width, config.actor_blocks)
+
+        def build_critic() -> nn.Module:
+            sizes = (config.critic_width, config.critic_blocks, config.num_critics)
+            return SimbaCritic(self.normalizer, obs_dim, action_dim, *sizes)
+
+        self._builders = {"actor": build_actor, "critic": build_critic}
+        self._seed = seed
+        self.actor = self._initial("actor")
+        self.critic = self._initial("critic")
+        # The target shares the normaliser: it must see inputs under the current statistics, never under old ones.
+        self.target_critic = copy.deepcopy(self.critic, {id(self.normalizer): self.normalizer}).requires_grad_(False)
+        self.log_alpha = torch.tensor(math.log(config.init_temperature), device=device, requires_grad=True)
+
+        optimizer = partial(torch.optim.AdamW, lr=config.learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
+        self.actor_optimizer = optimizer(self.actor.parameters(), weight_decay=config.weight_decay)
+        self.critic_optimizer = optimizer(self.critic.parameters(), weight_decay=config.weight_decay)
+        self.alpha_optimizer = optimizer([self.log_alpha], weight_decay=0.0)
+        self._explore = torch_generator(seed, "explore", device)
+        self._noise = torch_generator(seed, "update", device)
+
+    # Acting
+
+    def observe(self, obs: np.ndarray) -> None:
+        self.normalizer.update(self._tensor(obs))
+
+    @torch.inference_mode()
+    def act(self, obs: np.ndarray, env_step: int) -> np.ndarray:
+        mean, log_std = self.actor(self._tensor(obs))
+        noise = torch.randn(mean.shape, generator=self._explore, device=self.device)
+        return torch.tanh(mean + log_std.exp() * noise).cpu().numpy()
+
+    @torch.inference_mode()
+    def act_greedy(self, obs: np.ndarray) -> np.ndarray:
+        return torch.tanh(self.actor(self._tensor(obs))[0]).cpu().numpy()
+
+    def _tensor(self, obs: np.ndarray) -> Tensor:
+        return torch.as_tensor(obs, dtype=torch.float32, device=self.device)
+
+    # Learning
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        actor_loss, entropy = self._actor_loss(batch, self._draw(batch))
+        _descend(self.actor_optimizer, actor_loss)
+
+        alpha_loss = losses.temperature_loss(self.log_alpha, entropy, self.target_entropy)
+        _descend(self.alpha_optimizer, alpha_loss)
+
+        critic_loss, q = self._critic_loss(batch, self._draw(batch))
+        _descend(self.critic_optimizer, critic_loss)
+
+        with torch.no_grad():
+            pairs = list(zip(self.target_critic.parameters(), self.critic.parameters(), strict=True))
+            torch._foreach_lerp_([t for t, _ in pairs], [p for _, p in pairs], self.config.target_tau)
+        self.update_step += 1
+        return {
+            "actor_loss": actor_loss.detach(),
+            "critic_loss": critic_loss.detach(),
+            "ent_coef_loss": alpha_loss.detach(),
+            "ent_coef": self.log_alpha.detach().exp(),
+            "entropy": entropy.detach(),
+            "q_mean": q.detach().mean(),
+        }
+
+    def _draw(self, batch: Batch) -> Tensor:
+        return torch.randn(batch.action.shape, generator=self._noise, device=self.device)
+
+    def _actor_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
+        action, log_prob = losses.tanh_gaussian_sample(*self.actor(batch.obs), noise)
+        loss = losses.sac_actor_loss(self.critic(batch.obs, action), log_prob, self.log_alpha.detach().exp())
+        return loss, -log_prob.mean()
+
+    def _critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            next_action, next_log_prob = losses.tanh_gaussian_sample(*self.actor(batch.next_obs), noise)
+            next_q = self.target_critic(batch.next_obs, next_action)
+            alpha = self.log_alpha.exp()
+            td_target = losses.sac_td_target(batch.reward, batch.discount, next_q, next_log_prob, alpha)
+        q = self.critic(batch.obs, batch.action)
+        return losses.sac_critic_loss(q, td_target), q
+
+    # Resets, metrics, checkpoints
+
+    def networks(self) -> dict[str, NetworkSlot]:
+        def probe(loss, batch: Batch) -> Tensor:
+            return loss(batch, probe_noise(batch.action.shape, self.device))[0]
+
+        return {
+            "actor": NetworkSlot(
+                module=self.actor,
+                optimizer=self.actor_optimizer,
+                build=partial(self._fresh, "actor"),
+                initial=partial(self._initial, "actor"),
+                forward=lambda batch: self.actor(batch.obs)[0],
+                loss=partial(probe, self._actor_loss),
+                heads=("mean", "log_std"),
+                preserve=("normalizer",),
+            ),
+            "critic": NetworkSlot(
+                module=self.critic,
+                optimizer=self.critic_optimizer,
+                build=partial(self._fresh, "critic"),
+                initial=partial(self._initial, "critic"),
+                forward=lambda batch: self.critic(batch.obs, batch.action),
+                loss=partial(probe, self._critic_loss),
+                target=self.target_critic,
+                heads=("value",),
+                preserve=("normalizer",),
+                ensemble_size=self.config.num_critics,
+            ),
+        }
+
+    def _fresh(self, name: str, generator: torch.Generator) -> nn.Module:
+        return build_seeded(self._builders[name], generator).to(self.device)
+
+    def _initial(self, name: str) -> nn.Module:
+        # The critic must not start from the actor's draws, so each network advances the stream by its position.
+        generator = torch_generator(self._seed, "init")
+        for earlier in self._builders:
+            if earlier == name:
+                break
+            torch.randint(2**62, (), generator=generator)
+        return self._fresh(name, generator)
+
+    @torch.no_grad()
+    def reset_temperature(self) -> None:
+        """Return the temperature to its initial value, with a fresh optimizer state."""
+        self.log_alpha.fill_(math.log(self.config.init_temperature))
+        for value in self.alpha_optimizer.state[self.log_alpha].values():
+            value.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        modules = {name: getattr(self, name).state_dict() for name in ("actor", "critic", "target_critic")}
+        optimizers = {
+            name: getattr(self, name).state_dict()
+            for name in ("actor_optimizer", "critic_optimizer", "alpha_optimizer")
+        }
+        return {
+            **modules,
+            **optimizers,
+            "log_alpha": self.log_alpha.detach().clone(),
+            "update_step": self.update_step,
+            "explore": self._explore.get_state(),
+            "noise": self._noise.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in ("actor", "critic", "target_critic", "actor_optimizer", "critic_optimizer", "alpha_optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        with torch.no_grad():
+            self.log_alpha.copy_(state["log_alpha"])
+        self.update_step = int(state["update_step"])
+        self._explore.set_state(state["explore"].cpu())
+        self._noise.set_state(state["noise"].cpu())
+
+
+def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step on the optimizer's own parameters; ``inputs`` keeps autograd from computing any other gradient."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
+    optimizer.step()

@@ -1,0 +1,131 @@
+"""Atomic checkpoints: a folder appears under its final name only when it is complete and on disk.
+
+A checkpoint ``<kind>_<env step>/`` holds one ``.pt`` file per part, readable with ``torch.load(weights_only=True)``,
+and ``manifest.json`` with the format version, the step and a SHA-256 of every file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+FORMAT_VERSION = 1
+_ARRAY_KEY = "__ndarray__"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read; never replaced by a silent fresh start."""
+
+
+def save(folder: Path, kind: str, env_step: int, parts: Mapping[str, Any], keep: int) -> Path:
+    """Write ``parts`` (nested dicts and lists of tensors, arrays, numbers, text) and delete older ones.
+
+    Args:
+        folder: where checkpoints live; created if missing.
+        kind: ``step`` or ``best``.
+        env_step: environment steps done.
+        parts: one file each.
+        keep: newest checkpoints of this kind that stay, at least 1.
+    """
+    final = folder / f"{kind}_{env_step:012d}"
+    if final.exists():  # a run has one state at one step, so it is already saved
+        return final
+    partial = folder / f".{final.name}.partial"
+    for leftover in folder.glob(".*.partial"):
+        shutil.rmtree(leftover)
+    partial.mkdir(parents=True)
+    digests = {}
+    for name, part in parts.items():
+        path = partial / f"{name}.pt"
+        torch.save(_pack(part), path)
+        _sync(path)
+        digests[path.name] = _digest(path)
+    manifest = {"format_version": FORMAT_VERSION, "env_step": env_step, "sha256": digests}
+    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    _sync(partial / "manifest.json")
+    _sync(partial)
+    os.replace(partial, final)
+    _sync(folder)
+    for old in find(folder, kind)[: -max(keep, 1)]:
+        shutil.rmtree(old)
+    return final
+
+
+def find(folder: Path, kind: str) -> list[Path]:
+    """Return the checkpoints of ``kind``, oldest first."""
+    pattern = re.compile(rf"{kind}_\d{{12}}")
+    return sorted(p for p in folder.glob(f"{kind}_*") if pattern.fullmatch(p.name))
+
+
+def load(path: Path, parts: Iterable[str], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read the named parts, tensors onto ``device``, and check them against the manifest.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or of another format version.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path} has no readable manifest.json: {error}") from error
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"checkpoint {path} has format version {manifest.get('format_version')}, this program reads {FORMAT_VERSION}"
+        )
+    state: dict[str, Any] = {"env_step": int(manifest["env_step"])}
+    for name in parts:
+        file = path / f"{name}.pt"
+        if not file.exists():
+            raise CheckpointError(f"checkpoint {path} has no part {name!r}")
+        if _digest(file) != manifest["sha256"].get(file.name):
+            raise CheckpointError(f"checkpoint file {file} is damaged: its SHA-256 is not the one in the manifest")
+        try:
+            state[name] = _unpack(torch.load(file, map_location=device, weights_only=True))
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise CheckpointError(f"checkpoint file {file} cannot be read: {error}") from error
+    return state
+
+
+def _pack(value: Any) -> Any:
+    """Wrap NumPy arrays as tensors, which can be read back without pickled code."""
+    if isinstance(value, np.ndarray):
+        return {_ARRAY_KEY: torch.from_numpy(value.copy())}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {key: _pack(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_pack(item) for item in value]
+    return value
+
+
+def _unpack(value: Any) -> Any:
+    if isinstance(value, dict):
+        if _ARRAY_KEY in value:
+            return value[_ARRAY_KEY].cpu().numpy()
+        return {key: _unpack(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unpack(item) for item in value]
+    return value
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,284 @@
+"""The bookkeeping of one run: counters, what is due when, logs, checkpoints, interruption."""
+
+from __future__ import annotations
+
+import collections
+import csv
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import checkpoint
+from common.logger import Logger, truncate_csv
+from common.progress import Progress
+from common.schedules import At, Every, UpdateRatio
+
+RETURN_WINDOW = 100  # finished episodes averaged in rollout/ep_rew_mean, Stable-Baselines3's number
+EVALUATION_COLUMNS = (
+    "env_step",
+    "when",
+    "mean_return",
+    "standard_error",
+    "low_95",
+    "high_95",
+    "mean_length",
+    "episodes",
+)
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss became NaN or infinite."""
+
+
+class Run:
+    """Everything that a run keeps outside agent, replay and environment.
+
+    Args:
+        config: the merged configuration.
+        run_dir: existing folder.
+    """
+
+    def __init__(self, config: Any, run_dir: Path) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self.env_step = 0
+        self.num_resets = 0
+        self.best_return = -math.inf
+        self.last_evaluation: float | None = None
+        self.stop_requested = False
+        resets_on = config.reset.name != "none"
+        self._ratio = UpdateRatio(config.replay.replay_ratio)
+        self._log_due = Every(config.log.every)
+        self._metrics_due = Every(config.log.metrics_every)
+        self._evaluation_due = Every(config.eval.every)
+        self._checkpoint_due = Every(config.checkpoint.every)
+        self._reset_every = Every(config.reset.every if resets_on else 0, config.reset.until)
+        self._reset_at = At(config.reset.at if resets_on else ())
+        self._returns: collections.deque[float] = collections.deque(maxlen=RETURN_WINDOW)
+        self._lengths: collections.deque[int] = collections.deque(maxlen=RETURN_WINDOW)
+        self._losses: dict[str, Any] = {}
+        self._logger: Logger | None = None
+        self._seconds_before = 0.0  # of earlier sessions of a resumed run
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of training, those before an interruption included."""
+        return self._seconds_before + self._progress.seconds
+
+    # What is due
+
+    @property
+    def going(self) -> bool:
+        """Whether steps are left and nobody asked to stop."""
+        return self.env_step < self.config.total_steps and not self.stop_requested
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether actions are random and no updates are made yet."""
+        return self.env_step < self.config.replay.learning_starts
+
+    def advance(self, num_envs: int, episodes: Sequence[Any]) -> None:
+        """Count one transition in each of ``num_envs`` environments and the episodes that ended."""
+        self.env_step += num_envs
+        for episode in episodes:
+            self._returns.append(episode.episodic_return)
+            self._lengths.append(episode.length)
+
+    def updates_owed(self) -> int:
+        """Gradient updates that the last transitions brought due; none for those of the warm-up."""
+        return 0 if self.warming_up else self._ratio.owed(self.config.env.num_envs)
+
+    def reset_due(self) -> bool:
+        # Both must be asked, or a step on which they coincide would leave one due again at the next.
+        due = (self._reset_every.due(self.env_step), self._reset_at.due(self.env_step))
+        # Before the first update there is nothing to reset; at the very end nothing could be learned from it.
+        return any(due) and self._ratio.updates > 0 and self.env_step < self.config.total_steps
+
+    def metrics_due(self) -> bool:
+        return self._metrics_due.due(self.env_step) and self._ratio.updates > 0
+
+    def evaluation_due(self) -> bool:
+        due = self._evaluation_due.due(self.env_step)
+        return due or self.env_step >= self.config.total_steps
+
+    # What is recorded
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """Write scalars at the present step."""
+        self._logger.scalars(values, self.env_step)
+
+    def log_losses(self, losses: Mapping[str, Any]) -> None:
+        """Keep the newest losses (device scalars) until the log interval ends, so that nothing synchronises."""
+        self._losses = dict(losses)
+
+    def log_if_due(self, agent: Any, replay: Any) -> None:
+        """Write rollout, time and train scalars when their interval ends.
+
+        Raises:
+            TrainingDiverged: a loss is not finite; the newest checkpoint stays as it is.
+        """
+        if not self._log_due.due(self.env_step):
+            return
+        train = {f"train/{name}": float(value) for name, value in self._losses.items()}
+        for name, value in train.items():
+            if not math.isfinite(value):
+                raise TrainingDiverged(f"{name} is {value} at env step {self.env_step}")
+        if train:
+            train["train/n_updates"] = agent.update_step
+        rollout = {"rollout/replay_size": float(len(replay))}
+        if self._returns:
+            rollout["rollout/ep_rew_mean"] = sum(self._returns) / len(self._returns)
+            rollout["rollout/ep_len_mean"] = sum(self._lengths) / len(self._lengths)
+        if hasattr(agent, "epsilon"):
+            rollout["rollout/exploration_rate"] = agent.epsilon(self.env_step)
+        speed = self._progress.speed(self.env_step, agent.update_step)
+        frames = self.env_step * self.config.env.action_repeat
+        self.log(rollout | train | speed | {"time/total_timesteps": self.env_step, "time/frames": frames})
+        self._logger.flush()
+        self._progress.report(self.env_step, rollout.get("rollout/ep_rew_mean"), self.last_evaluation)
+
+    def record_evaluation(self, result: Any, when: str, success_bar: float | None = None) -> bool:
+        """Write an evaluation to the logs and to ``evaluations.csv``; return whether it is the best so far.
+
+        Args:
+            result: ``evaluate.Evaluation``.
+            when: ``periodic``, ``before_reset``, ``after_reset`` or ``random_policy``.
+            success_bar: return from which an episode counts as a success, if the task has one.
+        """
+        low, high = result.interval
+        row = (result.mean, result.stderr, low, high, result.mean_length)
+        with (self.run_dir / "evaluations.csv").open("a", newline="") as file:
+            csv.writer(file).writerow([self.env_step, when, *map(repr, row), len(result.returns)])
+        if when == "random_policy":
+            return False
+        scalars = {"eval/mean_reward": result.mean, "eval/mean_ep_length": result.mean_length}
+        if len(result.returns) > 1:
+            scalars["eval/stderr_reward"] = result.stderr
+        if success_bar is not None:
+            scalars["eval/success_rate"] = result.success_rate(success_bar)
+        self.log(scalars)
+        self.last_evaluation = result.mean
+        is_best = result.mean > self.best_return
+        self.best_return = max(self.best_return, result.mean)
+        return is_best
+
+    def record_reset(self, record: Mapping[str, Any]) -> None:
+        """Append one reset, with the metrics before and after it, to ``resets.jsonl``."""
+        self.num_resets += 1
+        with (self.run_dir / "resets.jsonl").open("a") as file:
+            file.write(json.dumps({"env_step": self.env_step, "index": self.num_resets, **record}) + "\n")
+
+    # Starting, saving, stopping
+
+    def start(self, agent: Any, replay: Any, env: Any, generator: Any) -> Any | None:
+        """Open the logs and restore the newest checkpoint, if there is one.
+
+        Returns:
+            the observations to act on, or None at the start of a run.
+
+        Raises:
+            CheckpointError: the newest checkpoint cannot be read; it is never silently replaced by a fresh start.
+        """
+        saved = checkpoint.find(self.checkpoint_dir, "step")
+        obs = None
+        if saved:
+            state = checkpoint.load(saved[-1], ["agent", "replay", "env", "run"])
+            agent.load_state_dict(state["agent"])
+            replay.load_state_dict(state["replay"])
+            obs = env.load_state_dict(state["env"])
+            generator.set_state(state["run"]["replay_generator"])
+            self._load_state_dict(state["run"])
+            truncate_csv(self.run_dir / "evaluations.csv", self.env_step)
+            _truncate_jsonl(self.run_dir / "resets.jsonl", self.env_step)
+        else:
+            (self.run_dir / "evaluations.csv").write_text(",".join(EVALUATION_COLUMNS) + "\n")
+            (self.run_dir / "resets.jsonl").write_text("")
+        self._logger = Logger(self.run_dir, self.env_step if saved else None)
+        self._progress = Progress(self.config.total_steps, self.env_step, agent.update_step)
+        self._handlers = {s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        return obs
+
+    def save(self, agent: Any, replay: Any, env: Any, generator: Any) -> None:
+        """Write a checkpoint from which the run goes on bit for bit."""
+        parts = {
+            "agent": agent.state_dict(),
+            "replay": replay.state_dict(),
+            "env": env.state_dict(),
+            "run": {**self._state_dict(), "replay_generator": generator.get_state()},
+        }
+        self._logger.flush()
+        checkpoint.save(self.checkpoint_dir, "step", self.env_step, parts, self.config.checkpoint.keep)
+
+    def save_if_due(self, agent: Any, replay: Any, env: Any, generator: Any) -> None:
+        if self._checkpoint_due.due(self.env_step):
+            self.save(agent, replay, env, generator)
+
+    def save_best(self, agent: Any) -> None:
+        """Keep the agent alone as the best so far."""
+        checkpoint.save(self.checkpoint_dir, "best", self.env_step, {"agent": agent.state_dict()}, keep=1)
+
+    def close(self) -> None:
+        """Close the logs and give the signals back."""
+        if self._logger is not None:
+            self._logger.close()
+            self._progress.close()
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+
+    def say(self, message: str) -> None:
+        """Print a line without disturbing the progress bar."""
+        self._progress.say(message)
+
+    def _request_stop(self, number: int, frame: Any) -> None:
+        if self.stop_requested:  # asked twice: do not wait for the step to end
+            raise KeyboardInterrupt
+        self.stop_requested = True
+        print("\nstopping after this step (again: at once, without saving)", file=sys.stderr)
+
+    def _schedule_states(self) -> dict[str, Any]:
+        return {
+            "ratio": self._ratio,
+            "log": self._log_due,
+            "metrics": self._metrics_due,
+            "evaluation": self._evaluation_due,
+            "checkpoint": self._checkpoint_due,
+            "reset_every": self._reset_every,
+            "reset_at": self._reset_at,
+        }
+
+    def _state_dict(self) -> dict[str, Any]:
+        return {
+            "env_step": self.env_step,
+            "num_resets": self.num_resets,
+            "best_return": self.best_return,
+            "last_evaluation": self.last_evaluation,
+            "returns": list(self._returns),
+            "lengths": list(self._lengths),
+            "losses": {name: float(value) for name, value in self._losses.items()},
+            "seconds": self.seconds,
+            "schedules": {name: schedule.state_dict() for name, schedule in self._schedule_states().items()},
+        }
+
+    def _load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name in ("env_step", "num_resets", "best_return", "last_evaluation"):
+            setattr(self, name, state[name])
+        self._returns.extend(state["returns"])
+        self._lengths.extend(state["lengths"])
+        self._losses = dict(state["losses"])
+        self._seconds_before = state["seconds"]
+        for name, schedule in self._schedule_states().items():
+            schedule.load_state_dict(state["schedules"][name])
+
+
+def _truncate_jsonl(path: Path, last_step: int) -> None:
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    path.write_text("".join(line for line in lines if json.loads(line)["env_step"] <= last_step))

@@ -1,0 +1,107 @@
+"""When things happen, counted in environment steps: small objects whose state goes into the checkpoint.
+
+A vectorised environment advances several steps at once, so every test is ``>=`` and none is ``==``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LinearSchedule:
+    """``start`` until ``begin``, then linear to ``end`` over ``duration`` steps, then constant."""
+
+    start: float
+    end: float
+    begin: int
+    duration: int
+
+    def __call__(self, step: int) -> float:
+        if self.duration <= 0:
+            return self.start if step < self.begin else self.end
+        fraction = min(max((step - self.begin) / self.duration, 0.0), 1.0)
+        return self.start + fraction * (self.end - self.start)
+
+
+class Every:
+    """Due once whenever the step count reaches or passes a multiple of ``period``; 0 means never.
+
+    ``until`` (inclusive) ends the series. Several multiples passed in one call count as one.
+    """
+
+    def __init__(self, period: int, until: int | None = None) -> None:
+        if period < 0:
+            raise ValueError(f"period must be at least 0, got {period}")
+        self.period = period
+        self.until = until
+        self.passed = 0
+
+    def due(self, step: int) -> bool:
+        if self.period == 0:
+            return False
+        last = step if self.until is None else min(step, self.until)
+        multiples = last // self.period
+        if multiples <= self.passed:
+            return False
+        self.passed = multiples
+        return True
+
+    def state_dict(self) -> dict[str, int]:
+        return {"passed": self.passed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.passed = int(state["passed"])
+
+
+class At:
+    """Due once for each of the given steps, as soon as the step count reaches or passes it."""
+
+    def __init__(self, steps: Iterable[int]) -> None:
+        self.steps = sorted(set(steps))
+        self.passed = 0
+
+    def due(self, step: int) -> bool:
+        reached = sum(step >= s for s in self.steps)
+        if reached <= self.passed:
+            return False
+        self.passed = reached
+        return True
+
+    def state_dict(self) -> dict[str, int]:
+        return {"passed": self.passed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.passed = int(state["passed"])
+
+
+class UpdateRatio:
+    """How many gradient updates are owed for the transitions collected, exact for fractional ratios.
+
+    After ``n`` transitions in all, ``floor(ratio * n)`` updates have been handed out.
+    """
+
+    def __init__(self, ratio: float) -> None:
+        if ratio < 0:
+            raise ValueError(f"replay_ratio must be at least 0, got {ratio}")
+        self.ratio = ratio
+        self.transitions = 0
+        self.updates = 0
+
+    def owed(self, transitions: int) -> int:
+        """Count ``transitions`` more and return the updates they bring due."""
+        self.transitions += transitions
+        # The small term undoes the rounding of ratios such as 0.1 that float64 cannot hold.
+        total = math.floor(self.ratio * self.transitions + 1e-9 * max(1.0, self.ratio))
+        owed = total - self.updates
+        self.updates = total
+        return owed
+
+    def state_dict(self) -> dict[str, int]:
+        return {"transitions": self.transitions, "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.transitions = int(state["transitions"])
+        self.updates = int(state["updates"])

@@ -1,0 +1,64 @@
+"""Plain words about a run for the person who started it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def reset_line(env_step: int, index: int, record: Mapping[str, Any]) -> str:
+    """Return one line about a reset, from the record that goes into ``resets.jsonl``."""
+    line = f"step {env_step:>9,}  reset {index} ({record['strategy']}) in {record['report']['reset/seconds']:.2f} s"
+    if "mean_return_before" in record:
+        line += f", evaluation {record['mean_return_before']:.1f} before, {record['mean_return_after']:.1f} after"
+    return line
+
+
+def closing_words(run: Any, published_random: float | None, success_score: float | None) -> str:
+    """Return what a finished run did, its score beside the random policy's, and what to type next."""
+    config, run_dir = run.config, run.run_dir
+    with (run_dir / "evaluations.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    random = next(row for row in rows if row["when"] == "random_policy")
+    last = rows[-1]
+    resets = [json.loads(line) for line in (run_dir / "resets.jsonl").read_text().splitlines()]
+
+    frames = run.env_step * config.env.action_repeat
+    words = [
+        f"Done: {config.algo.upper()} on {config.env.id}, {run.env_step:,} env steps ({frames:,} frames) "
+        f"in {run.seconds / 60:.1f} minutes.",
+    ]
+    if resets:
+        times = ", ".join(f"{r['env_step']:,}" for r in resets)
+        cost = sum(r["report"]["reset/seconds"] for r in resets)
+        words.append(f"{len(resets)} {config.reset.name} resets, at env steps {times}; {cost:.2f} s in all.")
+    else:
+        words.append("No network was reset.")
+    words.append(f"Final evaluation {_score(last)}; the random policy gets {_score(random)} in the same environment.")
+    if published_random is not None:
+        words.append(f"Published: random policy {published_random}, success from {success_score:.0f}.")
+    if float(last["low_95"]) <= float(random["high_95"]):
+        words.append("The intervals overlap: this run shows no learning yet.")
+    words += [
+        f"Folder: {run_dir} (TensorBoard events, config.yaml, checkpoints/, evaluations.csv, resets.jsonl, "
+        "learning_curve.png)",
+        "Next:",
+        f"  tensorboard --logdir {run_dir}",
+        f"  python evaluate.py {run_dir} --episodes 20 --video",
+        f"  python train.py --algo {config.algo} --env {config.env.id} --preset {config.preset} "
+        f"--reset {'none' if resets else 'fire'} --seed {config.seed}",
+    ]
+    return "\n".join(words)
+
+
+def random_mean(run_dir: Path) -> float:
+    """Return the random policy's mean return, measured when the run began."""
+    with (run_dir / "evaluations.csv").open(newline="") as file:
+        return next(float(row["mean_return"]) for row in csv.DictReader(file) if row["when"] == "random_policy")
+
+
+def _score(row: Mapping[str, str]) -> str:
+    return f"{float(row['mean_return']):.1f} (95 % interval {float(row['low_95']):.1f} to {float(row['high_95']):.1f})"

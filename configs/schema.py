@@ -1,0 +1,129 @@
+"""The options of a run as frozen dataclasses; their defaults and help texts are the documentation.
+
+Unless an option says otherwise, steps are environment steps: transitions collected, summed over environments.
+Values that reproduce a paper stand in ``configs/`` with their source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from common.fields import option
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """The training and evaluation environments."""
+
+    id: str = option("h1-walk", "task name or any Gymnasium id with flat observations")
+    num_envs: int = option(1, "training environments stepped together")
+    action_repeat: int = option(1, "times each action is applied; rewards are summed", "frames per env step")
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Collecting and replaying transitions."""
+
+    replay_capacity: int = option(1_000_000, "transitions held; the oldest are overwritten", "transitions")
+    learning_starts: int = option(5_000, "uniformly random actions and no updates before this", "env steps")
+    batch_size: int = option(256, "transitions per gradient update")
+    replay_ratio: float = option(1.0, "gradient updates per transition collected, fractions allowed", "updates")
+    n_step: int = option(1, "rewards summed before bootstrapping", "transitions")
+
+
+@dataclass(frozen=True)
+class SACConfig:
+    """Soft actor-critic on SimBa networks; defaults are SimBa's (arXiv 2410.09754, sac_simba configuration)."""
+
+    actor_width: int = option(128, "width of the actor's residual stream")
+    actor_blocks: int = option(1, "residual blocks of the actor")
+    critic_width: int = option(512, "width of each critic's residual stream")
+    critic_blocks: int = option(2, "residual blocks of each critic")
+    num_critics: int = option(2, "critics, of which targets take the minimum")
+    learning_rate: float = option(1e-4, "AdamW step size of actor, critics and temperature")
+    weight_decay: float = option(1e-2, "decoupled weight decay of actor and critics")
+    gamma: float | None = option(None, "discount per env step; null: 1 - 5/L in [0.95, 0.995], L the episode limit")
+    target_tau: float = option(0.005, "share of the online critics mixed into their target at every update")
+    init_temperature: float = option(0.01, "entropy coefficient at the start")
+    target_entropy_per_action: float = option(-0.5, "target entropy per action dimension", "nats")
+
+
+@dataclass(frozen=True)
+class DQNConfig:
+    """Deep Q-learning; defaults are those of the FIRE and ReDo protocols where they apply to an MLP."""
+
+    hidden_widths: tuple[int, ...] = option((120, 84), "hidden layers of the MLP for flat observations")
+    learning_rate: float = option(6.25e-5, "Adam step size")
+    adam_eps: float = option(1.5e-4, "Adam epsilon")
+    gamma: float = option(0.99, "discount per env step")
+    double_q: bool = option(False, "Double DQN: the online network selects the bootstrap action")
+    target_update_period: int = option(2_000, "updates between hard copies into the target network", "updates")
+    epsilon_start: float = option(1.0, "exploration rate until learning starts")
+    epsilon_end: float = option(0.01, "final exploration rate")
+    epsilon_fraction: float = option(0.1, "share of total_steps over which epsilon falls linearly")
+
+
+@dataclass(frozen=True)
+class ResetConfig:
+    """When networks are reset and what beside them; how they are reset is the strategy's own options."""
+
+    name: str = option("fire", "reset strategy")
+    every: int = option(0, "reset whenever this many steps have passed; 0: never", "env steps")
+    at: tuple[int, ...] = option((), "further reset points", "env steps")
+    until: int | None = option(None, "no periodic reset after this; null: to the end", "env steps")
+    networks: tuple[str, ...] = option((), "networks to reset (sac: actor, critic; dqn: q); empty: all")
+    temperature: str = option(
+        "keep", "SAC's entropy coefficient at a reset: keep, or reset to init_temperature", choices=("keep", "reset")
+    )
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Greedy episodes in separate environments."""
+
+    every: int = option(25_000, "evaluation period; 0: only at the end and around resets", "env steps")
+    episodes: int = option(10, "episodes per evaluation")
+    num_envs: int = option(1, "evaluation environments stepped together")
+    around_resets: bool = option(True, "evaluate right before and right after every reset")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is written to TensorBoard and scalars.csv, and how often."""
+
+    every: int = option(1_000, "period of rollout, time and train scalars", "env steps")
+    metrics_every: int = option(25_000, "period of the plasticity metrics; 0: only around resets", "env steps")
+    probe_size: int = option(256, "replayed transitions on which plasticity metrics are measured")
+    dormancy_threshold: float = option(0.1, "a unit is dormant when its normalised activation is at most this")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints, from which the same command resumes bit by bit."""
+
+    every: int = option(50_000, "period; the end and Ctrl-C always save; 0: only those", "env steps")
+    keep: int = option(1, "newest checkpoints kept, beside the best agent")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    algo: str = option("sac", "agent and its update rule")
+    preset: str = option("paper", "named set of values: the paper's protocol, or a quick run for 2 CPU cores")
+    seed: int = option(0, "run seed, from which every random stream is derived")
+    total_steps: int = option(500_000, "length of the run", "env steps")
+    device: str = option("auto", "where networks and replay live", choices=("auto", "cpu", "cuda"))
+    num_threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's own choice")
+    env: EnvConfig = EnvConfig()
+    replay: ReplayConfig = ReplayConfig()
+    agent: Any = None  # SACConfig or DQNConfig, by algo
+    reset: ResetConfig = ResetConfig()
+    strategy: Any = None  # the reset strategy's own dataclass, by reset.name; its options are keys of `reset`
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+
+AGENT_CONFIGS: dict[str, type] = {"sac": SACConfig, "dqn": DQNConfig}

@@ -1,0 +1,135 @@
+"""Networks against plain PyTorch layers, NumPy statistics and the definitions of their initialisers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from agents.networks import (
+    EnsembleLayerNorm,
+    EnsembleLinear,
+    MLPQNetwork,
+    ObservationNormalizer,
+    SimbaActor,
+    SimbaCritic,
+    SimbaEncoder,
+    build_seeded,
+)
+
+
+def test_normalizer_statistics_match_numpy_over_all_batches():
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(5.0, 3.0, size=(size, 4)) for size in (1, 7, 1, 32, 3)]
+    normalizer = ObservationNormalizer(4)
+    for batch in batches:
+        normalizer.update(torch.as_tensor(batch, dtype=torch.float32))
+    seen = np.concatenate(batches)
+    # The prior of weight 1e-4 (mean 0, variance 1) moves the statistics by a relative 1e-4 / 44.
+    np.testing.assert_allclose(normalizer.mean, seen.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(normalizer.var, seen.var(0), rtol=1e-3)
+    obs = torch.as_tensor(batches[3], dtype=torch.float32)
+    expected = (obs.double() - normalizer.mean) / torch.sqrt(normalizer.var + 1e-8)
+    torch.testing.assert_close(normalizer(obs), expected.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_normalizer_prior_is_exact_in_the_first_update():
+    normalizer = ObservationNormalizer(1)
+    normalizer.update(torch.tensor([[2.0]]))
+    total = 1e-4 + 1.0
+    assert normalizer.count.item() == pytest.approx(total)
+    assert normalizer.mean.item() == pytest.approx(2.0 / total)
+    assert normalizer.var.item() == pytest.approx((1e-4 * 1.0 + 4.0 * 1e-4 * 1.0 / total) / total)
+
+
+def test_normalizer_moves_only_in_update():
+    normalizer = ObservationNormalizer(3)
+    before = {k: v.clone() for k, v in normalizer.state_dict().items()}
+    normalizer(torch.randn(8, 3))
+    for key, value in normalizer.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_ensemble_layers_equal_separate_layers():
+    linear, norm = EnsembleLinear(3, 5, 4), EnsembleLayerNorm(3, 5, 1e-6)
+    for parameter in [*linear.parameters(), *norm.parameters()]:
+        nn.init.normal_(parameter)
+    x = torch.randn(3, 7, 5)
+    for member in range(3):
+        expected = F.linear(x[member], linear.weight[member], linear.bias[member])
+        torch.testing.assert_close(linear(x)[member], expected)
+        expected = F.layer_norm(x[member], (5,), norm.weight[member], norm.bias[member], eps=1e-6)
+        torch.testing.assert_close(norm(x)[member], expected)
+
+
+def test_simba_critic_equals_the_formula_written_out():
+    """Each member alone: embed, x + W2 relu(W1 norm(x)) twice, norm, head (SimBa, section 4)."""
+    torch.manual_seed(0)
+    normalizer = ObservationNormalizer(3)
+    normalizer.update(torch.randn(100, 3) * 4 + 1)
+    critic = SimbaCritic(normalizer, 3, 2, width=8, num_blocks=2, ensemble_size=2)
+    for parameter in critic.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    obs, action = torch.randn(6, 3), torch.rand(6, 2)
+    state = critic.state_dict()
+    for member in range(2):
+        w = {name: value[member] for name, value in state.items() if not name.startswith("normalizer")}
+        x = torch.cat([((obs - normalizer.mean) / (normalizer.var + 1e-8).sqrt()).float(), action], dim=1)
+        x = x @ w["encoder.0.weight"].T + w["encoder.0.bias"]
+        for block in ("encoder.1", "encoder.2"):
+            h = F.layer_norm(x, (8,), w[f"{block}.norm.weight"], w[f"{block}.norm.bias"], eps=1e-6)
+            h = torch.clamp(h @ w[f"{block}.expand.weight"].T + w[f"{block}.expand.bias"], min=0)
+            x = x + h @ w[f"{block}.project.weight"].T + w[f"{block}.project.bias"]
+        x = F.layer_norm(x, (8,), w["encoder.3.weight"], w["encoder.3.bias"], eps=1e-6)
+        expected = (x @ w["value.weight"].T + w["value.bias"]).squeeze(1)
+        torch.testing.assert_close(critic(obs, action)[member], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_initialisation_is_orthogonal_and_he_normal_per_member():
+    torch.manual_seed(0)
+    encoder = SimbaEncoder(40, 128, 1, ensemble_size=2)
+    for weight in encoder[0].weight:  # 128 x 40: orthonormal columns
+        torch.testing.assert_close(weight.T @ weight, torch.eye(40), rtol=0, atol=1e-5)
+    assert not torch.equal(encoder[0].weight[0], encoder[0].weight[1])
+    for weight, fan_in in ((encoder[1].expand.weight, 128), (encoder[1].project.weight, 512)):
+        std = math.sqrt(2.0 / fan_in)
+        # 131,072 draws: the relative standard error of the standard deviation is about 0.2 %.
+        assert weight.std().item() == pytest.approx(std, rel=0.01)
+        assert weight.abs().max().item() <= 2 * std / 0.8796256610342398 + 1e-6
+        assert weight.abs().max().item() > 2 * std
+    assert all(not p.any() for name, p in encoder.named_parameters() if name.endswith("bias"))
+
+
+def test_log_std_map_is_affine_in_tanh():
+    actor = SimbaActor(ObservationNormalizer(2), 2, 3, width=4, num_blocks=1)
+    nn.init.zeros_(actor.log_std.weight)
+    with torch.no_grad():
+        actor.log_std.bias.copy_(torch.tensor([-50.0, 0.0, 50.0]))
+    _, log_std = actor(torch.zeros(1, 2))
+    torch.testing.assert_close(log_std, torch.tensor([[-10.0, -4.0, 2.0]]))
+
+
+def test_q_network_uses_xavier_uniform_and_zero_biases():
+    torch.manual_seed(0)
+    first = MLPQNetwork(300, 4, (200,))[0]
+    bound = math.sqrt(6.0 / 500)
+    assert first.weight.abs().max().item() <= bound
+    assert first.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.01)
+    assert not first.bias.any()
+
+
+def test_build_seeded_draws_from_the_generator_alone():
+    def factory():
+        return nn.Linear(3, 3)
+
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one = build_seeded(factory, torch.Generator().manual_seed(5))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    same = build_seeded(factory, torch.Generator().manual_seed(5))
+    other = build_seeded(factory, torch.Generator().manual_seed(6))
+    assert torch.equal(one.weight, same.weight)
+    assert not torch.equal(one.weight, other.weight)

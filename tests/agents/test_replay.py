@@ -1,0 +1,125 @@
+"""The replay buffer against a list that stores every transition and looks ahead step by step."""
+
+import numpy as np
+import pytest
+import torch
+
+from agents.replay import ReplayBuffer
+
+GAMMA = 0.9
+
+
+def fill(buffer, num_rows, num_envs, seed=0):
+    """Random episodes whose observation is (env, episode, time); returns the transitions as plain dicts by column."""
+    rng = np.random.default_rng(seed)
+    episode, clock = np.zeros(num_envs, int), np.zeros(num_envs, int)
+    columns = [[] for _ in range(num_envs)]
+    for _ in range(num_rows):
+        obs = np.stack([np.arange(num_envs), episode, clock], 1).astype(np.float32)
+        next_obs = obs + np.array([0, 0, 1], np.float32)
+        action = rng.uniform(-1, 1, (num_envs, 2)).astype(np.float32)
+        reward = rng.normal(size=num_envs).astype(np.float32)
+        terminated, truncated = rng.random(num_envs) < 0.1, rng.random(num_envs) < 0.1
+        truncated &= ~terminated
+        buffer.add(obs, action, reward, terminated, truncated, next_obs)
+        for e in range(num_envs):
+            columns[e].append((obs[e], action[e], reward[e], terminated[e], truncated[e], next_obs[e]))
+        ended = terminated | truncated
+        episode += ended
+        clock = np.where(ended, 0, clock + 1)
+    return columns
+
+
+def naive(columns, env, position, n_step):
+    """n-step transition by its definition."""
+    obs, action = columns[env][position][:2]
+    total, discount = 0.0, 1.0
+    for _, _, reward, terminated, truncated, next_obs in columns[env][position : position + n_step]:
+        total += discount * reward
+        discount *= GAMMA
+        if terminated or truncated:
+            break
+    return obs, action, total, 0.0 if terminated else discount, next_obs
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+@pytest.mark.parametrize("num_rows", [7, 20, 53])  # partly filled, exactly full, wrapped
+def test_every_transition_equals_the_naive_buffer(n_step, num_rows):
+    num_envs, capacity_rows = 3, 20
+    buffer = ReplayBuffer(capacity_rows * num_envs + 1, num_envs, (3,), (2,), False, GAMMA, n_step)
+    columns = fill(buffer, num_rows, num_envs)
+    kept = min(num_rows, capacity_rows)
+    columns = [column[-kept:] for column in columns]
+    assert len(buffer) == kept * num_envs
+    batch = buffer.gather(torch.arange(len(buffer)))
+    for index in range(len(buffer)):
+        position, env = divmod(index, num_envs)
+        expected = naive(columns, env, position, n_step)
+        for got, want in zip(batch, expected, strict=True):
+            np.testing.assert_allclose(got[index].numpy(), want, rtol=1e-5, atol=1e-6)
+    assert buffer.check_valid() == (True, "")
+
+
+def test_truncation_bootstraps_from_the_true_last_observation_and_termination_does_not():
+    buffer = ReplayBuffer(10, 1, (1,), (), True, GAMMA)
+    row = {"action": np.array([1]), "reward": np.array([1.0], np.float32)}
+    for obs, next_obs, terminated, truncated in ((4, 5, False, True), (0, 1, True, False), (0, 1, False, False)):
+        buffer.add(
+            np.array([[obs]], np.float32),
+            row["action"],
+            row["reward"],
+            np.array([terminated]),
+            np.array([truncated]),
+            np.array([[next_obs]], np.float32),
+        )
+    batch = buffer.gather(torch.tensor([0, 1, 2]))
+    assert batch.next_obs[0].item() == 5.0
+    torch.testing.assert_close(batch.discount, torch.tensor([GAMMA, 0.0, GAMMA]))
+    assert batch.action.dtype == torch.int64
+
+
+def test_sampling_is_uniform_and_follows_its_generator():
+    buffer = ReplayBuffer(10, 1, (3,), (2,), False, GAMMA)
+    fill(buffer, 10, 1)
+
+    def draw(seed):
+        return buffer.sample(20_000, torch.Generator().manual_seed(seed)).reward
+
+    counts = torch.bincount(torch.unique(draw(0), return_inverse=True)[1], minlength=10)
+    # Each count is binomial with standard deviation 42; five of them make a failure by chance negligible.
+    assert (counts - 2_000).abs().max() < 5 * 42.4
+    assert torch.equal(draw(0), draw(0))
+    assert not torch.equal(draw(0), draw(1))
+
+
+def test_state_round_trip_and_later_writes_agree():
+    buffer = ReplayBuffer(12, 2, (3,), (2,), False, GAMMA, n_step=2)
+    fill(buffer, 9, 2)
+    copy = ReplayBuffer(12, 2, (3,), (2,), False, GAMMA, n_step=2)
+    copy.load_state_dict(buffer.state_dict())
+    for b in (buffer, copy):
+        fill(b, 2, 2, seed=1)
+    everything = torch.arange(len(buffer))
+    for one, other in zip(buffer.gather(everything), copy.gather(everything), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_check_valid_finds_a_broken_chain():
+    buffer = ReplayBuffer(8, 1, (3,), (2,), False, GAMMA)
+    fill(buffer, 6, 1, seed=3)
+    buffer._arrays["obs"][4] += 1.0
+    valid, reason = buffer.check_valid()
+    assert not valid and "next_obs" in reason
+
+
+def test_errors_name_the_value():
+    with pytest.raises(ValueError, match="less than one row of 4"):
+        ReplayBuffer(3, 4, (1,), (), True, GAMMA)
+    with pytest.raises(ValueError, match="n_step"):
+        ReplayBuffer(3, 1, (1,), (), True, GAMMA, n_step=0)
+    buffer = ReplayBuffer(8, 1, (3,), (2,), False, GAMMA)
+    with pytest.raises(ValueError, match="empty"):
+        buffer.sample(1, torch.Generator())
+    fill(buffer, 6, 1)
+    with pytest.raises(ValueError, match="does not fit"):
+        ReplayBuffer(4, 1, (3,), (2,), False, GAMMA).load_state_dict(buffer.state_dict())

@@ -1,0 +1,84 @@
+"""Checkpoints: round trip, retention, atomicity, damage, no pickled code."""
+
+import json
+import os
+from pathlib import PurePosixPath
+
+import numpy as np
+import pytest
+import torch
+
+from common import checkpoint
+from common.checkpoint import CheckpointError
+
+STATE = {
+    "tensor": torch.arange(6).reshape(2, 3),
+    "array": np.array([[1.5, 2.5]], dtype=np.float64),
+    "empty": np.zeros((0, 3), dtype=np.float32),
+    "big": 2**127 + 1,
+    "nested": [{"x": (1, 2)}, "text", None, True, 0.1],
+}
+
+
+def test_round_trip_keeps_values_and_types(tmp_path):
+    path = checkpoint.save(tmp_path, "step", 7, {"a": STATE}, keep=2)
+    loaded = checkpoint.load(path, ["a"])
+    assert loaded["env_step"] == 7
+    a = loaded["a"]
+    assert torch.equal(a["tensor"], STATE["tensor"])
+    assert isinstance(a["array"], np.ndarray) and a["array"].dtype == np.float64
+    assert np.array_equal(a["array"], STATE["array"]) and a["empty"].shape == (0, 3)
+    assert a["big"] == 2**127 + 1
+    assert a["nested"] == [{"x": [1, 2]}, "text", None, True, 0.1]
+
+
+def test_keeps_the_newest_of_each_kind(tmp_path):
+    checkpoint.save(tmp_path, "best", 1, {"a": {}}, keep=1)
+    for step in (5, 40, 300):
+        checkpoint.save(tmp_path, "step", step, {"a": {}}, keep=2)
+    assert [p.name for p in checkpoint.find(tmp_path, "step")] == ["step_000000000040", "step_000000000300"]
+    assert len(checkpoint.find(tmp_path, "best")) == 1
+
+
+def test_a_crash_before_the_rename_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, "step", 1, {"a": {"x": 1}}, keep=1)
+
+    def crash(*_):
+        raise OSError("killed here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", crash)
+        with pytest.raises(OSError, match="killed here"):
+            checkpoint.save(tmp_path, "step", 2, {"a": {"x": 2}}, keep=1)
+    (survivor,) = checkpoint.find(tmp_path, "step")
+    assert checkpoint.load(survivor, ["a"])["a"] == {"x": 1}
+    checkpoint.save(tmp_path, "step", 3, {"a": {"x": 3}}, keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000000000003"]
+
+
+def test_damage_is_an_error_that_names_the_file(tmp_path):
+    path = checkpoint.save(tmp_path, "step", 1, {"a": STATE}, keep=1)
+    content = bytearray((path / "a.pt").read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (path / "a.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"a\.pt is damaged"):
+        checkpoint.load(path, ["a"])
+    with pytest.raises(CheckpointError, match="no part 'b'"):
+        checkpoint.load(path, ["b"])
+    (path / "manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"manifest\.json"):
+        checkpoint.load(path, ["a"])
+
+
+def test_another_format_version_is_refused(tmp_path):
+    path = checkpoint.save(tmp_path, "step", 1, {"a": {}}, keep=1)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "format_version": 999}))
+    with pytest.raises(CheckpointError, match="999"):
+        checkpoint.load(path, ["a"])
+
+
+def test_objects_that_need_pickled_code_do_not_load(tmp_path):
+    path = checkpoint.save(tmp_path, "step", 1, {"a": {"x": PurePosixPath("a")}}, keep=1)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint.load(path, ["a"])

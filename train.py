@@ -1,0 +1,158 @@
+"""Train an agent whose networks are reset on a schedule.
+
+  python train.py --algo sac --env h1-walk --reset fire --preset quick
+  python train.py --help
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from agents import Agent, ReplayBuffer, make_agent, make_replay
+from common.checkpoint import CheckpointError
+from common.plots import plot_learning_curve
+from common.run import Run, TrainingDiverged
+from configs.run_dir import claim_run_dir, default_run_dir
+from common.seeding import stream_seed, torch_generator
+from common.summary import closing_words, random_mean, reset_line
+from configs import loader
+from configs.schema import Config
+from envs import EnvError, make_vec, random_score, success_score
+from envs.vec import VecEnv
+from evaluate import Evaluation, RandomPolicy, evaluate
+from fire.metrics import measure
+from fire.resets import REGISTRY, reset_networks
+
+
+def train(config: Config, run_dir: Path) -> Run:
+    """Run ``config`` in ``run_dir``, from its newest checkpoint if it holds one."""
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    device = pick_device(config.device)
+    env = make_vec(config.env.id, config.env.num_envs, config.env.action_repeat)
+    eval_env = make_vec(config.env.id, config.eval.num_envs, config.env.action_repeat)
+    agent = make_agent(config, env.observation_space, env.action_space, env.max_episode_steps, device)
+    check_networks(config, agent)
+    replay = make_replay(config, env.observation_space, env.action_space, agent.gamma, device)
+    sampling = torch_generator(config.seed, "replay")
+
+    lock = claim_run_dir(run_dir, config, REGISTRY)
+    run = Run(config, run_dir)
+    obs = run.start(agent, replay, env, sampling)
+    if obs is None:
+        obs = env.reset(stream_seed(config.seed, "train_env"))
+        evaluation(run, RandomPolicy(eval_env), eval_env, "random_policy")
+    run.say(f"run folder {run_dir}, from env step {run.env_step:,} of {config.total_steps:,}, on {device}")
+
+    while run.going:
+        agent.observe(obs)
+        action = env.random_action() if run.warming_up else agent.act(obs, run.env_step)
+        step = env.step(action)
+        replay.add(obs, action, step.reward, step.terminated, step.truncated, step.next_obs)
+        obs = step.obs
+        run.advance(env.num_envs, step.episodes)
+
+        for _ in range(run.updates_owed()):
+            run.log_losses(agent.update(replay.sample(config.replay.batch_size, sampling)))
+
+        run.log_if_due(agent, replay)
+        if run.reset_due():
+            reset(run, agent, replay, eval_env)
+        if run.metrics_due():
+            run.log(plasticity(run, agent, replay))
+        if run.evaluation_due():
+            evaluation(run, agent, eval_env, "periodic")
+        run.save_if_due(agent, replay, env, sampling)
+
+    run.save(agent, replay, env, sampling)
+    run.close()
+    lock.close()
+    env.close()
+    eval_env.close()
+    return run
+
+
+def evaluation(run: Run, policy: Agent | RandomPolicy, eval_env: VecEnv, when: str) -> Evaluation:
+    """Evaluate at the present step; the best agent so far is kept."""
+    seed = stream_seed(run.config.seed, "eval_env", run.env_step)
+    result = evaluate(policy, eval_env, run.config.eval.episodes, seed)
+    if run.record_evaluation(result, when, success_score(eval_env.env_id)):
+        run.save_best(policy)
+    return result
+
+
+def plasticity(run: Run, agent: Agent, replay: ReplayBuffer) -> dict[str, float]:
+    """Measure the plasticity metrics on a probe batch that depends on the run's seed and the present step alone."""
+    return measure(agent.networks(), probe(run, replay), dormancy_threshold=run.config.log.dormancy_threshold)
+
+
+def probe(run: Run, replay: ReplayBuffer):
+    generator = torch.Generator().manual_seed(stream_seed(run.config.seed, "metrics", run.env_step))
+    return replay.sample(run.config.log.probe_size, generator)
+
+
+def reset(run: Run, agent: Agent, replay: ReplayBuffer, eval_env: VecEnv) -> None:
+    """Reset the networks that the configuration names, with metrics and episodes right before and after."""
+    config = run.config
+    record: dict[str, object] = {"strategy": config.reset.name}
+    for when in ("before", "after"):
+        if when == "after":
+            slots = {n: s for n, s in agent.networks().items() if n in (config.reset.networks or agent.networks())}
+            generator = torch.Generator().manual_seed(stream_seed(config.seed, "reset", run.num_resets))
+            report = reset_networks(slots, config.strategy, probe(run, replay), generator)
+            if config.reset.temperature == "reset":
+                agent.reset_temperature()
+            record["report"] = report.scalars()
+            run.log(report.scalars())
+        record[f"plasticity_{when}"] = plasticity(run, agent, replay)
+        run.log(record[f"plasticity_{when}"])
+        if config.eval.around_resets:
+            record[f"mean_return_{when}"] = evaluation(run, agent, eval_env, f"{when}_reset").mean
+    run.record_reset(record)
+    run.say(reset_line(run.env_step, run.num_resets, record))
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device for ``auto``, ``cpu`` or ``cuda``; ConfigError if CUDA is asked for and absent."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise loader.ConfigError("--device cuda: PyTorch sees no CUDA device; valid here: auto, cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def check_networks(config: Config, agent: Agent) -> None:
+    """Refuse reset options that this agent cannot honour."""
+    unknown = set(config.reset.networks) - set(agent.networks())
+    if unknown:
+        valid = ", ".join(agent.networks())
+        raise loader.ConfigError(f"reset.networks: {config.algo} has no network {unknown.pop()!r}; valid: {valid}")
+    if config.reset.temperature == "reset" and not hasattr(agent, "reset_temperature"):
+        raise loader.ConfigError(f"reset.temperature reset: {config.algo} has no temperature; valid: keep")
+
+
+def main(argv: list[str]) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        config, flags = loader.load(argv, REGISTRY)
+        run_dir = Path(flags.run_dir) if flags.run_dir else default_run_dir(config)
+        run = train(config, run_dir)
+    except (loader.ConfigError, EnvError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingDiverged as error:
+        print(f"error: training diverged: {error}; the newest checkpoint in {run_dir} is intact", file=sys.stderr)
+        return 1
+    if run.stop_requested:
+        print(f"stopped and saved at env step {run.env_step:,}; the same command resumes:\n  python train.py {' '.join(argv)}")
+        return 130
+    random, success = random_score(config.env.id), success_score(config.env.id)
+    title = f"{config.algo} on {config.env.id}, reset: {config.reset.name}, seed {config.seed}"
+    plot_learning_curve(run_dir, title, random_mean(run_dir), success)
+    print(closing_words(run, random, success))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
