@@ -16,15 +16,17 @@ polar factor.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 METHODS = ("polar", "newton_schulz", "muon")
 NULL_POLICIES = ("random", "zero", "error")
+BACKENDS = ("auto", "eigh", "poly")
 
 # Coefficients (a, b, c) of one step X <- X (a I + b A + c A^2), A = X^T X.
 NEWTON_SCHULZ = (1.5, -0.5, 0.0)  # FIRE algorithm 1
@@ -37,6 +39,9 @@ EPS64 = torch.finfo(torch.float64).eps
 # SVD decides.
 POLISH_ABOVE = 1e-8
 SVD_ABOVE = 1e-3
+# Smallest singular value, relative to the bound on the largest, that the polynomial schedule is built for.
+# float64 can carry 1e-14 in the Gram matrix; below, the SVD decides.
+LOWEST = 1e-7
 # float64 work space per chunk of slices; a chunk always holds at least one slice.
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
 
@@ -48,6 +53,7 @@ def polar_factor(
     num_iters: int = 10,
     null: str = "random",
     generator: torch.Generator | None = None,
+    backend: str = "auto",
     name: str = "matrices",
 ) -> Tensor:
     """Return the polar factor of every matrix in ``matrices`` (shape (..., m, n), any real floating dtype).
@@ -55,7 +61,13 @@ def polar_factor(
     See :func:`polar_factors` for the options, the behaviour on special input and the errors.
     """
     return polar_factors(
-        [matrices], names=[name], method=method, num_iters=num_iters, null=null, generator=generator
+        [matrices],
+        names=[name],
+        method=method,
+        num_iters=num_iters,
+        null=null,
+        generator=generator,
+        backend=backend,
     )[0]
 
 
@@ -68,6 +80,7 @@ def polar_factors(
     num_iters: int = 10,
     null: str = "random",
     generator: torch.Generator | None = None,
+    backend: str = "auto",
 ) -> list[Tensor]:
     """Return the polar factors of several tensors of matrices, all slices of one shape solved as one batch.
 
@@ -93,7 +106,7 @@ def polar_factors(
             tensor), fewer than two dimensions, or an unknown option.
         TypeError: a dtype that is not real floating point.
     """
-    _check_options(method, num_iters, null)
+    _check_options(method, num_iters, null, backend)
     names = [f"matrices[{i}]" for i in range(len(tensors))] if names is None else list(names)
     for name, tensor in zip(names, tensors, strict=True):
         _check_tensor(name, tensor)
@@ -112,18 +125,21 @@ def polar_factors(
         slices = [(i, k) for i, batch in zip(members, tall, strict=True) for k in range(batch.shape[0])]
         labels = [f"{names[i]} (slice {k})" if tensors[i].ndim > 2 else names[i] for i, k in slices]
         slice_seeds = [seeds[i] + k for i, k in slices]
-        solved = _solve_group(torch.cat(tall), labels, slice_seeds, method, num_iters, null)
+        solved = _solve_group(torch.cat(tall), labels, slice_seeds, method, num_iters, null, backend)
         for i, factor in zip(members, solved.split([batch.shape[0] for batch in tall]), strict=True):
             wide = tensors[i].shape[-2] < tensors[i].shape[-1]
             results[i].copy_((factor.mT if wide else factor).reshape(tensors[i].shape))
     return results
 
 
-def _check_options(method: str, num_iters: int, null: str) -> None:
-    if method not in METHODS:
-        raise ValueError(f"method {method!r} is not one of {', '.join(METHODS)}")
-    if null not in NULL_POLICIES:
-        raise ValueError(f"null {null!r} is not one of {', '.join(NULL_POLICIES)}")
+def _check_options(method: str, num_iters: int, null: str, backend: str) -> None:
+    for option, value, choices in (
+        ("method", method, METHODS),
+        ("null", null, NULL_POLICIES),
+        ("backend", backend, BACKENDS),
+    ):
+        if value not in choices:
+            raise ValueError(f"{option} {value!r} is not one of {', '.join(choices)}")
     if num_iters < 1:
         raise ValueError(f"num_iters must be at least 1, got {num_iters}")
 
@@ -143,7 +159,13 @@ def _as_tall_batch(tensor: Tensor) -> Tensor:
 
 
 def _solve_group(
-    batch: Tensor, labels: Sequence[str], seeds: Sequence[int], method: str, num_iters: int, null: str
+    batch: Tensor,
+    labels: Sequence[str],
+    seeds: Sequence[int],
+    method: str,
+    num_iters: int,
+    null: str,
+    backend: str,
 ) -> Tensor:
     """Return the factors of ``batch`` (slices, m, n), m >= n, in its dtype."""
     largest = batch.abs().amax(dim=(-2, -1), keepdim=True)
@@ -152,6 +174,9 @@ def _solve_group(
         bad = int((~finite).nonzero()[0])
         raise ValueError(f"{labels[bad]} holds NaN or infinity; nothing was orthogonalized")
 
+    if backend == "auto":
+        backend = "poly" if batch.is_cuda else "eigh"
+    inverse_root = inverse_root_poly if backend == "poly" else inverse_root_eigh
     bytes_per_slice = 8 * batch.shape[-2] * batch.shape[-1]
     size = max(1, CHUNK_BYTES.get(batch.device.type, CHUNK_BYTES["cpu"]) // bytes_per_slice)
     result = torch.empty_like(batch)
@@ -162,30 +187,104 @@ def _solve_group(
         scale = torch.where(largest[part] == 0, 1, largest[part])
         if method == "polar":
             scaled = batch[part].double() / scale.double()
-            result[part] = _exact(scaled, labels[part], seeds[part], null).to(batch.dtype)
+            result[part] = _exact(scaled, labels[part], seeds[part], null, inverse_root).to(batch.dtype)
         else:
             coefficients = NEWTON_SCHULZ if method == "newton_schulz" else MUON
             result[part] = _iterate(batch[part] / scale, coefficients, num_iters)
     return result
 
 
-def _exact(batch: Tensor, labels: Sequence[str], seeds: Sequence[int], null: str) -> Tensor:
+def _exact(
+    batch: Tensor,
+    labels: Sequence[str],
+    seeds: Sequence[int],
+    null: str,
+    inverse_root: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+) -> Tensor:
     """Polar factors of ``batch`` (slices, m, n), float64, m >= n, entries at most 1 in size."""
-    eigenvalues, vectors = torch.linalg.eigh(batch.mT @ batch)
-    smallest, largest = eigenvalues[:, 0], eigenvalues[:, -1]
-    rounding = EPS64 * largest / smallest.clamp(min=torch.finfo(torch.float64).tiny)
-    in_doubt = (smallest <= 0) | (rounding > SVD_ABOVE)
-    roots = eigenvalues.clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
-    factors = batch @ ((vectors * roots.unsqueeze(-2)) @ vectors.mT)
-
-    rough = (~in_doubt & (rounding > POLISH_ABOVE)).nonzero().flatten()
+    root, rough, in_doubt = inverse_root(batch.mT @ batch)
+    factors = batch @ root
+    rough = rough.nonzero().flatten()
     if len(rough):
         polished, defect = _polish(factors[rough])
         factors[rough] = polished
-        in_doubt[rough] = defect > SVD_ABOVE
+        in_doubt[rough] |= ~(defect <= SVD_ABOVE)
     for index in in_doubt.nonzero().flatten().tolist():
         factors[index] = _complete(batch[index], labels[index], seeds[index], null)
     return factors
+
+
+def inverse_root_eigh(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """G^(-1/2) of symmetric (slices, n, n) float64 by eigendecomposition; which need a polish; which are in
+    doubt.
+    """
+    tiny = torch.finfo(torch.float64).tiny
+    eigenvalues, vectors = torch.linalg.eigh(gram)
+    smallest, rounding = eigenvalues[:, 0], EPS64 * eigenvalues[:, -1]
+    in_doubt = rounding >= SVD_ABOVE * smallest  # true for a zero matrix
+    root = (vectors * eigenvalues.clamp(min=tiny).rsqrt().unsqueeze(-2)) @ vectors.mT
+    return root, ~in_doubt & (rounding > POLISH_ABOVE * smallest), in_doubt
+
+
+def inverse_root_poly(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same by composing the polynomials of ``minimax_schedule`` on G itself: matrix products only.
+
+    With p(x) = x q(x^2) a step is Z = q(R), P <- P Z, R <- R Z^2, from R = G / bound, P = I; R goes to I
+    and P to R_0^(-1/2) (the Gram form of Polar Express, arXiv 2505.16932).
+    """
+    size = gram.shape[-1]
+    identity = torch.eye(size, dtype=gram.dtype, device=gram.device)
+    # The largest eigenvalue is below every matrix norm.
+    bound = torch.minimum(torch.linalg.matrix_norm(gram), torch.linalg.matrix_norm(gram, ord=torch.inf))
+    bound = torch.where(bound == 0, 1, bound)[:, None, None]
+    rest = gram / bound
+    root = identity / bound.sqrt()
+    for a, b, c in minimax_schedule():
+        step = a * identity + torch.baddbmm(rest, rest, rest, beta=b, alpha=c)
+        root = root @ step
+        rest = step @ rest @ step
+        rest = (rest + rest.mT) / 2
+    every = torch.ones(gram.shape[0], dtype=torch.bool, device=gram.device)
+    return root, every, ~every
+
+
+@functools.cache
+def minimax_schedule(lowest: float = LOWEST, tolerance: float = 1e-3) -> list[tuple[float, float, float]]:
+    """Odd quintics whose composition takes [lowest, 1] to 1 fastest, down to an error of ``tolerance``.
+
+    Each is the best uniform approximation of 1 on the interval its predecessors leave (CANS, arXiv
+    2506.10935; Polar Express, arXiv 2505.16932, theorem 3.1).
+    """
+    schedule, low, high = [], lowest, 1.0
+    while True:
+        coefficients, error = minimax_quintic(low, high)
+        schedule.append(coefficients)
+        a, b, c = coefficients
+        low = a * low + b * low**3 + c * low**5  # 1 - error, without the cancellation
+        high = 2 - low
+        if error <= tolerance:
+            return schedule
+
+
+def minimax_quintic(low: float, high: float) -> tuple[tuple[float, float, float], float]:
+    """(a, b, c) and error of the odd quintic a x + b x^3 + c x^5 closest to 1 on [low, high], by Remez
+    exchange.
+
+    The error takes its largest size with alternating sign at both ends and at the two inner extrema, so the
+    exchange only has to find the extrema, the roots of a + 3 b x^2 + 5 c x^4.
+    """
+    inner = [low + (high - low) * t for t in (0.25, 0.75)]
+    for _ in range(100):
+        points = torch.tensor([low, *inner, high], dtype=torch.float64)
+        signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+        system = torch.stack([points, points**3, points**5, signs], dim=1)
+        a, b, c, error = torch.linalg.solve(system, torch.ones(4, dtype=torch.float64)).tolist()
+        root = math.sqrt(9 * b * b - 20 * a * c)
+        moved = [math.sqrt((-3 * b - root) / (10 * c)), math.sqrt((-3 * b + root) / (10 * c))]
+        if max(abs(m - i) for m, i in zip(moved, inner, strict=True)) <= 1e-14 * high:
+            break
+        inner = moved
+    return (a, b, c), error
 
 
 def _polish(factors: Tensor) -> tuple[Tensor, Tensor]:
