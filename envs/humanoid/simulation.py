@@ -1,0 +1,97 @@
+"""One scene, compiled once and shared, and the physics of one robot in it."""
+
+from __future__ import annotations
+
+import functools
+
+import mujoco
+import numpy as np
+
+from envs.humanoid.scene import FRAME_SKIP, new_scene
+from envs.humanoid.task import Layout, Readings, Task, add_sensors
+from envs.humanoid.tasks import TASKS
+
+RESET_NOISE = 0.01  # half width of the uniform noise on every entry of qpos
+STATE = mujoco.mjtState.mjSTATE_INTEGRATION
+
+
+class Scene:
+    """A task's compiled model; nothing in it changes, so all simulations of the task share it."""
+
+    def __init__(self, task: Task) -> None:
+        """Build and compile the scene of ``task``."""
+        spec = new_scene()
+        add_sensors(spec)
+        task.add_scenery(spec)
+        self.task = task
+        self.model = spec.compile()
+        self.layout = Layout.of(self.model)
+        self.initial_qpos = task.initial_qpos()
+        # float32 like the bounds of HumanoidBench's action space, so that the same action gives the same control.
+        self.low, self.high = self.model.actuator_ctrlrange.T.astype(np.float32)
+        # Never written: ``observation`` needs readings to say how long it is.
+        blank = Readings(self.layout, *map(np.zeros, (self.model.nq, self.model.nv, self.model.nsensordata)))
+        self.observation_size = task.observation(blank, np.zeros(task.memory_size)).shape[-1]
+
+    def control(self, actions: np.ndarray) -> np.ndarray:
+        """Map actions in [-1, 1], (..., 19), to target angles; anything outside is clipped.
+
+        Raises:
+            ValueError: a NaN.
+        """
+        if np.isnan(actions).any():
+            raise ValueError(f"h1-{self.task.name}: the action contains NaN: {actions}")
+        return (np.clip(actions, -1, 1) + 1) / 2 * (self.high - self.low) + self.low
+
+
+@functools.cache
+def scene(task_name: str) -> Scene:
+    """Return the scene of a task, built at the first call."""
+    return Scene(TASKS[task_name]())
+
+
+class Simulation:
+    """The state of one robot: MuJoCo's, and what the task remembers."""
+
+    def __init__(self, scene: Scene) -> None:
+        """Allocate the state; ``reset`` must follow."""
+        self.scene = scene
+        self.data = mujoco.MjData(scene.model)
+        self.memory = np.zeros(scene.task.memory_size)
+        # Views: they follow the data.
+        self.readings = Readings(scene.layout, self.data.qpos, self.data.qvel, self.data.sensordata)
+
+    def reset(self, random: np.random.Generator) -> None:
+        """Return to the task's first pose, with noise, as HumanoidBench does it."""
+        model, data = self.scene.model, self.data
+        mujoco.mj_resetData(model, data)
+        data.qpos[:] = self.scene.initial_qpos
+        mujoco.mj_forward(model, data)
+        data.qpos += random.uniform(-RESET_NOISE, RESET_NOISE, size=model.nq)
+        mujoco.mj_forward(model, data)
+        self.memory[:] = 0.0
+        if self.scene.task.randomize(data, self.memory, random):
+            mujoco.mj_forward(model, data)
+
+    def step(self, control: np.ndarray) -> None:
+        """Hold the target angles ``control``, (19,), for one frame."""
+        self.data.ctrl[:] = control
+        mujoco.mj_step(self.scene.model, self.data, FRAME_SKIP)
+
+    def get_state(self) -> np.ndarray:
+        """Return everything the next steps depend on, one float64 vector (solver warm start included)."""
+        physics = np.empty(mujoco.mj_stateSize(self.scene.model, STATE))
+        mujoco.mj_getState(self.scene.model, self.data, physics, STATE)
+        return np.concatenate((physics, self.memory))
+
+    def set_state(self, state: np.ndarray) -> None:
+        """Take up a state of ``get_state``: the next step gives the same numbers, bit for bit."""
+        size = mujoco.mj_stateSize(self.scene.model, STATE)
+        if state.shape != (size + self.memory.size,):
+            raise ValueError(
+                f"expected a state of {size + self.memory.size} numbers, got shape {state.shape}"
+            )
+        mujoco.mj_setState(self.scene.model, self.data, state[:size], STATE)
+        mujoco.mj_forward(self.scene.model, self.data)  # positions to draw; disturbs the warm start
+        mujoco.mj_setState(self.scene.model, self.data, state[:size], STATE)
+        self.memory[:] = state[size:]
