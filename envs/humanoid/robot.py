@@ -150,7 +150,7 @@ def add_robot(spec: mujoco.MjSpec) -> None:
 
     The free base is the joint ``free_base``; it must be the scene's first joint, so that the robot leads qpos.
     """
-    hulls = json.loads(resources.files(__package__).joinpath("hulls.json").read_text())["vertices"]
+    hulls = json.loads(resources.files(__package__).joinpath("hulls.json").read_text())
     pelvis = spec.worldbody.add_body(
         name="pelvis",
         pos=STANDING_BASE[:3],
@@ -183,21 +183,39 @@ def add_robot(spec: mujoco.MjSpec) -> None:
     for name, link_name, pos in SITES:
         bodies[link_name].add_site(name=name, pos=pos, group=SITE_GROUP)
     for name, body in bodies.items():
-        if name.endswith("hip_yaw"):
-            cylinder = {"type": mujoco.mjtGeom.mjGEOM_CYLINDER, "size": HIP_YAW_SIZE}
-            _add_collision(body, pos=HIP_YAW_POS, quat=HIP_YAW_QUAT, **cylinder)
-        else:
-            _add_hull(spec, body, name, hulls)
+        _add_shape(spec, body, name, hulls["collision"])
+    for name, vertices in hulls["torso_parts"].items():
+        _add_mesh(spec, name, vertices)
+        bodies["torso"].add_geom(
+            type=mujoco.mjtGeom.mjGEOM_MESH,
+            meshname=name,
+            material=_material(name),
+            group=VISUAL_GROUP,
+            contype=0,
+            conaffinity=0,
+            mass=0,
+        )
 
 
-def _add_hull(spec: mujoco.MjSpec, body: mujoco.MjsBody, name: str, hulls: dict[str, list[Vector]]) -> None:
-    vertices = np.array(hulls[name.removeprefix("left_").removeprefix("right_")])
-    if name.startswith("right_"):
-        vertices = vertices * (1, -1, 1)
-    spec.add_mesh(name=name, uservert=vertices.ravel(), inertia=mujoco.mjtMeshInertia.mjMESH_INERTIA_CONVEX)
-    _add_collision(body, type=mujoco.mjtGeom.mjGEOM_MESH, meshname=name)
+def _add_shape(spec: mujoco.MjSpec, body: mujoco.MjsBody, name: str, hulls: dict[str, list[Vector]]) -> None:
+    """Add what a link collides with; it has no mass, because the link's inertia is given."""
+    link = name.removeprefix("left_").removeprefix("right_")
+    geom = body.add_geom(material=_material(link), group=VISUAL_GROUP, mass=0)
+    if link == "hip_yaw":
+        geom.type = mujoco.mjtGeom.mjGEOM_CYLINDER
+        geom.size, geom.pos, geom.quat = HIP_YAW_SIZE, HIP_YAW_POS, HIP_YAW_QUAT
+        return
+    _add_mesh(spec, name, hulls[link], mirrored=name.startswith("right_"))
+    geom.type, geom.meshname = mujoco.mjtGeom.mjGEOM_MESH, name
+    if link == "torso":  # its hull fills the gap between chest and head: the parts are drawn instead
+        geom.group = COLLISION_GROUP
 
 
-def _add_collision(body: mujoco.MjsBody, **shape: object) -> None:
-    """Add a massless shape: the link's inertia is given, not derived."""
-    body.add_geom(group=COLLISION_GROUP, mass=0, density=0, **shape)
+def _add_mesh(spec: mujoco.MjSpec, name: str, vertices: list[Vector], mirrored: bool = False) -> None:
+    points = np.array(vertices) * (1, -1 if mirrored else 1, 1)
+    spec.add_mesh(name=name, uservert=points.ravel(), inertia=mujoco.mjtMeshInertia.mjMESH_INERTIA_CONVEX)
+
+
+def _material(part: str) -> str:
+    """Return the material a part is drawn with: joints dark, limbs and chest light."""
+    return "shell" if part in ("chest", "hip_pitch", "knee", "shoulder_yaw", "elbow") else "joint"
