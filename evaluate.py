@@ -1,6 +1,6 @@
 """Play greedy episodes: the function train.py calls, and a command over a finished or running run.
 
-  python evaluate.py runs/sac-h1-walk-fire-quick-seed0 --episodes 20 --video
+python evaluate.py runs/sac-h1-walk-fire-quick-seed0 --episodes 20 --video
 """
 
 from __future__ import annotations
@@ -111,11 +111,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder written by train.py")
     parser.add_argument("--episodes", type=int, default=20, help="episodes to play (default: 20)")
     parser.add_argument(
-        "--checkpoint", choices=("best", "latest"), default="best", help="best evaluation, or newest (default: best)"
+        "--checkpoint",
+        choices=("best", "latest"),
+        default="best",
+        help="best evaluation, or newest (default: best)",
     )
-    parser.add_argument("--seed", type=int, default=1, help="seed of the evaluation environments (default: 1)")
     parser.add_argument(
-        "--video", nargs="?", type=Path, const=Path(), metavar="FILE", help="write an episode as MP4 or GIF (default: RUN/video.mp4)"
+        "--seed", type=int, default=1, help="seed of the evaluation environments (default: 1)"
+    )
+    parser.add_argument(
+        "--video",
+        nargs="?",
+        type=Path,
+        const=Path(),
+        metavar="FILE",
+        help="write an episode as MP4 or GIF (default: RUN/video.mp4)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args(argv)

@@ -1,11 +1,12 @@
 """Train an agent whose networks are reset on a schedule.
 
-  python train.py --algo sac --env h1-walk --reset fire --preset quick
-  python train.py --help
+python train.py --algo sac --env h1-walk --reset fire --preset quick
+python train.py --help
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,10 +16,10 @@ from agents import Agent, ReplayBuffer, make_agent, make_replay
 from common.checkpoint import CheckpointError
 from common.plots import plot_learning_curve
 from common.run import Run, TrainingDiverged
-from configs.run_dir import claim_run_dir, default_run_dir
 from common.seeding import stream_seed, torch_generator
 from common.summary import closing_words, random_mean, reset_line
 from configs import loader
+from configs.run_dir import claim_run_dir, default_run_dir
 from configs.schema import Config
 from envs import EnvError, make_vec, random_score, success_score
 from envs.vec import VecEnv
@@ -100,7 +101,9 @@ def reset(run: Run, agent: Agent, replay: ReplayBuffer, eval_env: VecEnv) -> Non
     record: dict[str, object] = {"strategy": config.reset.name}
     for when in ("before", "after"):
         if when == "after":
-            slots = {n: s for n, s in agent.networks().items() if n in (config.reset.networks or agent.networks())}
+            slots = {
+                n: s for n, s in agent.networks().items() if n in (config.reset.networks or agent.networks())
+            }
             generator = torch.Generator().manual_seed(stream_seed(config.seed, "reset", run.num_resets))
             report = reset_networks(slots, config.strategy, probe(run, replay), generator)
             if config.reset.temperature == "reset":
@@ -127,7 +130,9 @@ def check_networks(config: Config, agent: Agent) -> None:
     unknown = set(config.reset.networks) - set(agent.networks())
     if unknown:
         valid = ", ".join(agent.networks())
-        raise loader.ConfigError(f"reset.networks: {config.algo} has no network {unknown.pop()!r}; valid: {valid}")
+        raise loader.ConfigError(
+            f"reset.networks: {config.algo} has no network {unknown.pop()!r}; valid: {valid}"
+        )
     if config.reset.temperature == "reset" and not hasattr(agent, "reset_temperature"):
         raise loader.ConfigError(f"reset.temperature reset: {config.algo} has no temperature; valid: keep")
 
@@ -142,10 +147,14 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except TrainingDiverged as error:
-        print(f"error: training diverged: {error}; the newest checkpoint in {run_dir} is intact", file=sys.stderr)
+        print(
+            f"error: training diverged: {error}; the newest checkpoint in {run_dir} is intact",
+            file=sys.stderr,
+        )
         return 1
     if run.stop_requested:
-        print(f"stopped and saved at env step {run.env_step:,}; the same command resumes:\n  python train.py {' '.join(argv)}")
+        print(f"stopped and saved at env step {run.env_step:,}; the same command resumes:")
+        print(f"  python train.py {shlex.join(argv)}")
         return 130
     random, success = random_score(config.env.id), success_score(config.env.id)
     title = f"{config.algo} on {config.env.id}, reset: {config.reset.name}, seed {config.seed}"

@@ -39,7 +39,11 @@ def make_agent(
 
 
 def make_replay(
-    config: Config, observation_space: spaces.Box, action_space: spaces.Space, gamma: float, device: torch.device
+    config: Config,
+    observation_space: spaces.Box,
+    action_space: spaces.Space,
+    gamma: float,
+    device: torch.device,
 ) -> ReplayBuffer:
     """Build the replay buffer of ``config``; a capacity beyond the run's length is not reserved."""
     # One row more than the run fills, so that a total_steps that is no multiple of num_envs still fits.

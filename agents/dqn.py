@@ -58,7 +58,10 @@ class DQN:
             self.q.parameters(), lr=config.learning_rate, eps=config.adam_eps, fused=True
         )
         self.epsilon = LinearSchedule(
-            config.epsilon_start, config.epsilon_end, learning_starts, round(config.epsilon_fraction * total_steps)
+            config.epsilon_start,
+            config.epsilon_end,
+            learning_starts,
+            round(config.epsilon_fraction * total_steps),
         )
         self._explore = torch_generator(seed, "explore")
 

@@ -29,7 +29,9 @@ def tanh_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[
     return torch.tanh(pre_tanh), (log_normal - log_det).sum(-1)
 
 
-def sac_td_target(reward: Tensor, discount: Tensor, next_q: Tensor, next_log_prob: Tensor, alpha: Tensor) -> Tensor:
+def sac_td_target(
+    reward: Tensor, discount: Tensor, next_q: Tensor, next_log_prob: Tensor, alpha: Tensor
+) -> Tensor:
     """Soft target ``r + discount (min_e Q'_e - alpha log pi)`` (Haarnoja et al. 2018, equation 6, clipped critics).
 
     Args:

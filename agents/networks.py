@@ -6,6 +6,7 @@ Shapes: B batch, E ensemble members, D observation size, A action size.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -97,7 +98,9 @@ def _linear(in_features: int, out_features: int, ensemble_size: int | None, init
 
 def _layer_norm(size: int, ensemble_size: int | None) -> nn.Module:
     eps = 1e-6  # flax's default, which SimBa uses
-    return nn.LayerNorm(size, eps=eps) if ensemble_size is None else EnsembleLayerNorm(ensemble_size, size, eps)
+    return (
+        nn.LayerNorm(size, eps=eps) if ensemble_size is None else EnsembleLayerNorm(ensemble_size, size, eps)
+    )
 
 
 class ResidualBlock(nn.Module):
@@ -117,7 +120,9 @@ class ResidualBlock(nn.Module):
 class SimbaEncoder(nn.Sequential):
     """Linear embedding, residual blocks, layer norm; no activation after the first or the last layer."""
 
-    def __init__(self, in_features: int, width: int, num_blocks: int, ensemble_size: int | None = None) -> None:
+    def __init__(
+        self, in_features: int, width: int, num_blocks: int, ensemble_size: int | None = None
+    ) -> None:
         super().__init__(
             _linear(in_features, width, ensemble_size, "orthogonal"),
             *(ResidualBlock(width, ensemble_size) for _ in range(num_blocks)),
@@ -128,7 +133,9 @@ class SimbaEncoder(nn.Sequential):
 class SimbaActor(nn.Module):
     """Observation ``(B, D)`` to mean and log standard deviation ``(B, A)`` of a Gaussian before tanh."""
 
-    def __init__(self, normalizer: ObservationNormalizer, obs_dim: int, action_dim: int, width: int, num_blocks: int):
+    def __init__(
+        self, normalizer: ObservationNormalizer, obs_dim: int, action_dim: int, width: int, num_blocks: int
+    ):
         super().__init__()
         self.normalizer = normalizer
         self.encoder = SimbaEncoder(obs_dim, width, num_blocks)
@@ -174,7 +181,7 @@ class MLPQNetwork(nn.Sequential):
     def __init__(self, obs_dim: int, num_actions: int, widths: Sequence[int]) -> None:
         layers: list[nn.Module] = []
         sizes = [obs_dim, *widths]
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for fan_in, fan_out in itertools.pairwise(sizes):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
         layers.append(nn.Linear(sizes[-1], num_actions))
         for layer in layers:

@@ -98,7 +98,9 @@ class ReplayBuffer:
         for array, value in zip(self._arrays.values(), row, strict=True):
             tensor = torch.as_tensor(value)
             if tensor.shape != array.shape[1:]:
-                raise ValueError(f"expected a row of shape {tuple(array.shape[1:])}, got {tuple(tensor.shape)}")
+                raise ValueError(
+                    f"expected a row of shape {tuple(array.shape[1:])}, got {tuple(tensor.shape)}"
+                )
             array[self.next_row].copy_(tensor)
         self.next_row = (self.next_row + 1) % self.num_rows
         self.rows_filled = min(self.rows_filled + 1, self.num_rows)

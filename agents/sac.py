@@ -62,10 +62,14 @@ class SAC:
         self.actor = self._initial("actor")
         self.critic = self._initial("critic")
         # The target shares the normaliser: it must see inputs under the current statistics, never under old ones.
-        self.target_critic = copy.deepcopy(self.critic, {id(self.normalizer): self.normalizer}).requires_grad_(False)
+        self.target_critic = copy.deepcopy(
+            self.critic, {id(self.normalizer): self.normalizer}
+        ).requires_grad_(False)
         self.log_alpha = torch.tensor(math.log(config.init_temperature), device=device, requires_grad=True)
 
-        optimizer = partial(torch.optim.AdamW, lr=config.learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
+        optimizer = partial(
+            torch.optim.AdamW, lr=config.learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True
+        )
         self.actor_optimizer = optimizer(self.actor.parameters(), weight_decay=config.weight_decay)
         self.critic_optimizer = optimizer(self.critic.parameters(), weight_decay=config.weight_decay)
         self.alpha_optimizer = optimizer([self.log_alpha], weight_decay=0.0)
@@ -198,7 +202,14 @@ class SAC:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in ("actor", "critic", "target_critic", "actor_optimizer", "critic_optimizer", "alpha_optimizer"):
+        for name in (
+            "actor",
+            "critic",
+            "target_critic",
+            "actor_optimizer",
+            "critic_optimizer",
+            "alpha_optimizer",
+        ):
             getattr(self, name).load_state_dict(state[name])
         with torch.no_grad():
             self.log_alpha.copy_(state["log_alpha"])

@@ -79,7 +79,7 @@ def load(path: Path, parts: Iterable[str], device: torch.device | str = "cpu") -
         raise CheckpointError(f"checkpoint {path} has no readable manifest.json: {error}") from error
     if manifest.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"checkpoint {path} has format version {manifest.get('format_version')}, this program reads {FORMAT_VERSION}"
+            f"checkpoint {path} has format version {manifest.get('format_version')}, not {FORMAT_VERSION}"
         )
     state: dict[str, Any] = {"env_step": int(manifest["env_step"])}
     for name in parts:
@@ -87,7 +87,9 @@ def load(path: Path, parts: Iterable[str], device: torch.device | str = "cpu") -
         if not file.exists():
             raise CheckpointError(f"checkpoint {path} has no part {name!r}")
         if _digest(file) != manifest["sha256"].get(file.name):
-            raise CheckpointError(f"checkpoint file {file} is damaged: its SHA-256 is not the one in the manifest")
+            raise CheckpointError(
+                f"checkpoint file {file} is damaged: its SHA-256 is not the one in the manifest"
+            )
         try:
             state[name] = _unpack(torch.load(file, map_location=device, weights_only=True))
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:

@@ -7,12 +7,24 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def option(default: Any, help: str, unit: str = "", choices: Sequence[Any] | None = None) -> Any:
-    """Return a dataclass field with a default, a sentence of help, a unit and, if closed, the valid values.
+def option(
+    default: Any,
+    help: str,
+    unit: str = "",
+    choices: Sequence[Any] | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    """Return a dataclass field with a default, a sentence of help, a unit and the valid values.
 
-    A mutable default (list, dict) is copied for every instance. The configuration loader checks ``choices``.
+    ``choices`` lists a closed set; ``minimum`` and ``maximum`` (inclusive) bound numbers and the numbers of a tuple.
+    The configuration loader checks them.
     """
-    metadata = {"help": help, "unit": unit, "choices": tuple(choices) if choices is not None else None}
-    if isinstance(default, list | dict):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    metadata = {
+        "help": help,
+        "unit": unit,
+        "choices": tuple(choices) if choices is not None else None,
+        "minimum": minimum,
+        "maximum": maximum,
+    }
     return dataclasses.field(default=default, metadata=metadata)

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 
 
-def plot_learning_curve(run_dir: Path, title: str, random_return: float | None, success_score: float | None) -> Path:
+def plot_learning_curve(
+    run_dir: Path, title: str, random_return: float | None, success_score: float | None
+) -> Path:
     """Draw ``evaluations.csv`` with its 95 % intervals, the resets and the reference scores; return the PNG's path.
 
     Raises:
@@ -21,17 +23,35 @@ def plot_learning_curve(run_dir: Path, title: str, random_return: float | None, 
     with (run_dir / "evaluations.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["when"] != "random_policy"]
     resets = [json.loads(line)["env_step"] for line in (run_dir / "resets.jsonl").read_text().splitlines()]
-    column = {name: [float(row[name]) for row in rows] for name in ("env_step", "mean_return", "low_95", "high_95")}
+    column = {
+        name: [float(row[name]) for row in rows] for name in ("env_step", "mean_return", "low_95", "high_95")
+    }
 
     figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
-    axes.plot(column["env_step"], column["mean_return"], "o-", ms=3, lw=1.5, color="#1f5fa8", label="evaluation, mean")
+    axes.plot(
+        column["env_step"],
+        column["mean_return"],
+        "o-",
+        ms=3,
+        lw=1.5,
+        color="#1f5fa8",
+        label="evaluation, mean",
+    )
     axes.fill_between(
-        column["env_step"], column["low_95"], column["high_95"], alpha=0.2, lw=0, color="#1f5fa8", label="95 % interval"
+        column["env_step"],
+        column["low_95"],
+        column["high_95"],
+        alpha=0.2,
+        lw=0,
+        color="#1f5fa8",
+        label="95 % interval",
     )
     for index, step in enumerate(resets):
         axes.axvline(step, color="#c0392b", ls="--", lw=1, label="reset" if index == 0 else None)
     if random_return is not None:
-        axes.axhline(random_return, color="#7f8c8d", ls=":", lw=1.2, label=f"random policy ({random_return:.1f})")
+        axes.axhline(
+            random_return, color="#7f8c8d", ls=":", lw=1.2, label=f"random policy ({random_return:.1f})"
+        )
     if success_score is not None and column["high_95"] and max(column["high_95"]) > 0.3 * success_score:
         axes.axhline(success_score, color="#27ae60", ls=":", lw=1.2, label=f"success ({success_score:.0f})")
     axes.set(xlabel="environment steps", ylabel="undiscounted return", title=title)

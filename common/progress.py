@@ -24,7 +24,9 @@ class Progress:
         self._last = (self._start, env_step, update_step)
         self._bar = None
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total_steps, initial=env_step, unit=" steps", dynamic_ncols=True, smoothing=0.1)
+            self._bar = tqdm(
+                total=total_steps, initial=env_step, unit=" steps", dynamic_ncols=True, smoothing=0.1
+            )
 
     @property
     def seconds(self) -> float:

@@ -8,7 +8,6 @@ import json
 import math
 import signal
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -13,7 +13,9 @@ def reset_line(env_step: int, index: int, record: Mapping[str, Any]) -> str:
     """Return one line about a reset, from the record that goes into ``resets.jsonl``."""
     line = f"step {env_step:>9,}  reset {index} ({record['strategy']}) in {record['report']['reset/seconds']:.2f} s"
     if "mean_return_before" in record:
-        line += f", evaluation {record['mean_return_before']:.1f} before, {record['mean_return_after']:.1f} after"
+        line += (
+            f", evaluation {record['mean_return_before']:.1f} before, {record['mean_return_after']:.1f} after"
+        )
     return line
 
 
@@ -37,7 +39,9 @@ def closing_words(run: Any, published_random: float | None, success_score: float
         words.append(f"{len(resets)} {config.reset.name} resets, at env steps {times}; {cost:.2f} s in all.")
     else:
         words.append("No network was reset.")
-    words.append(f"Final evaluation {_score(last)}; the random policy gets {_score(random)} in the same environment.")
+    words.append(
+        f"Final evaluation {_score(last)}; the random policy gets {_score(random)} in the same environment."
+    )
     if published_random is not None:
         words.append(f"Published: random policy {published_random}, success from {success_score:.0f}.")
     if float(last["low_95"]) <= float(random["high_95"]):
@@ -57,7 +61,9 @@ def closing_words(run: Any, published_random: float | None, success_score: float
 def random_mean(run_dir: Path) -> float:
     """Return the random policy's mean return, measured when the run began."""
     with (run_dir / "evaluations.csv").open(newline="") as file:
-        return next(float(row["mean_return"]) for row in csv.DictReader(file) if row["when"] == "random_policy")
+        return next(
+            float(row["mean_return"]) for row in csv.DictReader(file) if row["when"] == "random_policy"
+        )
 
 
 def _score(row: Mapping[str, str]) -> str:

@@ -46,6 +46,8 @@ class Entry(NamedTuple):
     help: str
     unit: str
     choices: tuple[Any, ...] | None
+    minimum: float | None
+    maximum: float | None
 
 
 def entries(algo: str, strategy: type) -> dict[str, Entry]:
@@ -72,9 +74,7 @@ def entries(algo: str, strategy: type) -> dict[str, Entry]:
             if path in found:
                 raise TypeError(f"option {path} is defined twice")
             meta = f.metadata
-            found[path] = Entry(
-                attribute, f.name, annotations[f.name], f.default, meta["help"], meta["unit"], meta["choices"]
-            )
+            found[path] = Entry(attribute, f.name, annotations[f.name], f.default, **meta)
     return found
 
 
@@ -117,19 +117,27 @@ def load(argv: Sequence[str], strategies: Mapping[str, type]) -> tuple[schema.Co
 
 
 def build(values: Mapping[str, Any], strategies: Mapping[str, type]) -> schema.Config:
-    """Build the configuration from values by dotted path; options left out keep their defaults."""
+    """Build the configuration from values by dotted path; options left out keep their defaults.
+
+    Raises:
+        ConfigError: a strategy refuses its own options.
+    """
     algo, strategy = values["algo"], strategies[values["reset.name"]]
     blocks: dict[str, dict[str, Any]] = {}
     for path, entry in entries(algo, strategy).items():
         if path in values:
             blocks.setdefault(entry.attribute, {})[entry.field] = values[path]
+    try:
+        reset_strategy = strategy(**blocks.get("strategy", {}))
+    except ValueError as error:
+        raise ConfigError(f"reset.{error}") from error
     return schema.Config(
         **blocks[""],
         env=schema.EnvConfig(**blocks.get("env", {})),
         replay=schema.ReplayConfig(**blocks.get("replay", {})),
         agent=schema.AGENT_CONFIGS[algo](**blocks.get("agent", {})),
         reset=schema.ResetConfig(**blocks.get("reset", {})),
-        strategy=strategy(**blocks.get("strategy", {})),
+        strategy=reset_strategy,
         eval=schema.EvalConfig(**blocks.get("eval", {})),
         log=schema.LogConfig(**blocks.get("log", {})),
         checkpoint=schema.CheckpointConfig(**blocks.get("checkpoint", {})),
@@ -240,12 +248,18 @@ def _coerce(value: Any, entry: Entry, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where} must be a list of {_type_name(annotation)}, got {value!r}")
         item = typing.get_args(annotation)[0]
-        return tuple(_scalar(v, item, where) for v in value)
-    result = _scalar(value, annotation, where)
-    if entry.choices is not None and result not in entry.choices:
-        valid = ", ".join(map(str, entry.choices))
-        raise ConfigError(f"{where} must be one of {valid}; got {value!r}")
-    return result
+        return tuple(_in_range(_scalar(v, item, where), entry, where) for v in value)
+    return _in_range(_scalar(value, annotation, where), entry, where)
+
+
+def _in_range(value: Any, entry: Entry, where: str) -> Any:
+    if entry.choices is not None and value not in entry.choices:
+        raise ConfigError(f"{where} must be one of {', '.join(map(str, entry.choices))}; got {value!r}")
+    if entry.minimum is not None and not value >= entry.minimum:
+        raise ConfigError(f"{where} must be at least {entry.minimum}, got {value!r}")
+    if entry.maximum is not None and not value <= entry.maximum:
+        raise ConfigError(f"{where} must be at most {entry.maximum}, got {value!r}")
+    return value
 
 
 def _scalar(value: Any, kind: type, where: str) -> Any:
@@ -304,15 +318,28 @@ def _selector_parser(add_help: bool, **kwargs: Any) -> _Parser:
         prog="python train.py",
         add_help=add_help,
         allow_abbrev=False,
+        usage="%(prog)s [--algo NAME] [--env ID] [--reset NAME] [--preset NAME] [options]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         **kwargs,
     )
-    parser.add_argument("--algo", metavar="NAME", help=f"agent: {', '.join(schema.AGENT_CONFIGS)} (default: sac)")
-    parser.add_argument("--env", metavar="ID", help="h1-walk or any Gymnasium id, such as Pendulum-v1 (default: h1-walk)")
-    parser.add_argument("--reset", metavar="NAME", help="reset strategy, see configs/reset/ (default: fire)")
-    parser.add_argument("--preset", metavar="NAME", help="paper: the published protocol; quick: minutes on 2 CPU cores (default: paper)")
     parser.add_argument(
-        "--config", nargs="+", default=[], metavar="FILE", help="YAML files merged after the named ones, left to right"
+        "--algo", metavar="NAME", help=f"agent: {', '.join(schema.AGENT_CONFIGS)} (default: sac)"
+    )
+    parser.add_argument(
+        "--env", metavar="ID", help="h1-walk or any Gymnasium id, such as Pendulum-v1 (default: h1-walk)"
+    )
+    parser.add_argument("--reset", metavar="NAME", help="reset strategy, see configs/reset/ (default: fire)")
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="paper: the published protocol; quick: minutes on 2 CPU cores (default: paper)",
+    )
+    parser.add_argument(
+        "--config",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="YAML files merged after the named ones, left to right",
     )
     parser.add_argument(
         "--run-dir", metavar="DIR", help="run folder (default: runs/<algo>-<env>-<reset>-<preset>-seed<seed>)"
@@ -335,7 +362,9 @@ def _full_parser(options: Mapping[str, Entry], merged: Mapping[str, Any]) -> _Pa
         if path in (selected for selected, _ in SELECTORS.values()):
             continue
         section = path.partition(".")[0] if "." in path else "run"
-        group = groups.setdefault(section, parser.add_argument_group(section) if section not in groups else None)
+        group = groups.setdefault(
+            section, parser.add_argument_group(section) if section not in groups else None
+        )
         unit = f" [{entry.unit}]" if entry.unit else ""
         text = f"{entry.help}{unit} (default: {_shown(merged[path])})"
         kind = _type_name(entry.annotation)
@@ -344,7 +373,9 @@ def _full_parser(options: Mapping[str, Entry], merged: Mapping[str, Any]) -> _Pa
             arity = {"nargs": "*"}
         elif entry.annotation is bool:
             arity = {"nargs": "?", "const": "true"}
-        metavar = "{" + ",".join(map(str, entry.choices)) + "}" if entry.choices else kind.upper().replace(" ", "_")
+        metavar = (
+            "{" + ",".join(map(str, entry.choices)) + "}" if entry.choices else kind.upper().replace(" ", "_")
+        )
         flag = "--" + path.replace("_", "-")
         group.add_argument(flag, dest=path, metavar=metavar, help=text.replace("%", "%%"), **arity)
     return parser
@@ -360,5 +391,8 @@ def _parse(parser: _Parser, argv: Sequence[str], complete: bool) -> argparse.Nam
     namespace, unknown = parser.parse_known_args(argv)
     if complete and unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
-        raise ConfigError(f"unknown argument {unknown[0]}{_nearest(unknown[0], flags)}")
+        near = difflib.get_close_matches(unknown[0], flags, n=1, cutoff=0.5)
+        raise ConfigError(
+            f"unknown argument {unknown[0]!r}; " + (f"did you mean {near[0]}?" if near else "see --help")
+        )
     return namespace

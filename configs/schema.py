@@ -17,35 +17,50 @@ class EnvConfig:
     """The training and evaluation environments."""
 
     id: str = option("h1-walk", "task name or any Gymnasium id with flat observations")
-    num_envs: int = option(1, "training environments stepped together")
-    action_repeat: int = option(1, "times each action is applied; rewards are summed", "frames per env step")
+    num_envs: int = option(1, "training environments stepped together", minimum=1)
+    action_repeat: int = option(
+        1, "times each action is applied; rewards are summed", "frames per env step", minimum=1
+    )
 
 
 @dataclass(frozen=True)
 class ReplayConfig:
     """Collecting and replaying transitions."""
 
-    replay_capacity: int = option(1_000_000, "transitions held; the oldest are overwritten", "transitions")
-    learning_starts: int = option(5_000, "uniformly random actions and no updates before this", "env steps")
-    batch_size: int = option(256, "transitions per gradient update")
-    replay_ratio: float = option(1.0, "gradient updates per transition collected, fractions allowed", "updates")
-    n_step: int = option(1, "rewards summed before bootstrapping", "transitions")
+    replay_capacity: int = option(
+        1_000_000, "transitions held; the oldest are overwritten", "transitions", minimum=1
+    )
+    learning_starts: int = option(
+        5_000, "uniformly random actions and no updates before this", "env steps", minimum=0
+    )
+    batch_size: int = option(256, "transitions per gradient update", minimum=1)
+    replay_ratio: float = option(
+        1.0, "gradient updates per transition collected, fractions allowed", "updates", minimum=0
+    )
+    n_step: int = option(1, "rewards summed before bootstrapping", "transitions", minimum=1)
 
 
 @dataclass(frozen=True)
 class SACConfig:
     """Soft actor-critic on SimBa networks; defaults are SimBa's (arXiv 2410.09754, sac_simba configuration)."""
 
-    actor_width: int = option(128, "width of the actor's residual stream")
-    actor_blocks: int = option(1, "residual blocks of the actor")
-    critic_width: int = option(512, "width of each critic's residual stream")
-    critic_blocks: int = option(2, "residual blocks of each critic")
-    num_critics: int = option(2, "critics, of which targets take the minimum")
-    learning_rate: float = option(1e-4, "AdamW step size of actor, critics and temperature")
-    weight_decay: float = option(1e-2, "decoupled weight decay of actor and critics")
-    gamma: float | None = option(None, "discount per env step; null: 1 - 5/L in [0.95, 0.995], L the episode limit")
-    target_tau: float = option(0.005, "share of the online critics mixed into their target at every update")
-    init_temperature: float = option(0.01, "entropy coefficient at the start")
+    actor_width: int = option(128, "width of the actor's residual stream", minimum=1)
+    actor_blocks: int = option(1, "residual blocks of the actor", minimum=0)
+    critic_width: int = option(512, "width of each critic's residual stream", minimum=1)
+    critic_blocks: int = option(2, "residual blocks of each critic", minimum=0)
+    num_critics: int = option(2, "critics, of which targets take the minimum", minimum=1)
+    learning_rate: float = option(1e-4, "AdamW step size of actor, critics and temperature", minimum=0)
+    weight_decay: float = option(1e-2, "decoupled weight decay of actor and critics", minimum=0)
+    gamma: float | None = option(
+        None,
+        "discount per env step; null: 1 - 5/L in [0.95, 0.995], L the episode limit",
+        minimum=0,
+        maximum=1,
+    )
+    target_tau: float = option(
+        0.005, "share of the online critics mixed into their target at every update", minimum=0, maximum=1
+    )
+    init_temperature: float = option(0.01, "entropy coefficient at the start", minimum=1e-12)
     target_entropy_per_action: float = option(-0.5, "target entropy per action dimension", "nats")
 
 
@@ -53,15 +68,21 @@ class SACConfig:
 class DQNConfig:
     """Deep Q-learning; defaults are those of the FIRE and ReDo protocols where they apply to an MLP."""
 
-    hidden_widths: tuple[int, ...] = option((120, 84), "hidden layers of the MLP for flat observations")
-    learning_rate: float = option(6.25e-5, "Adam step size")
-    adam_eps: float = option(1.5e-4, "Adam epsilon")
-    gamma: float = option(0.99, "discount per env step")
+    hidden_widths: tuple[int, ...] = option(
+        (120, 84), "hidden layers of the MLP for flat observations", minimum=1
+    )
+    learning_rate: float = option(6.25e-5, "Adam step size", minimum=0)
+    adam_eps: float = option(1.5e-4, "Adam epsilon", minimum=0)
+    gamma: float = option(0.99, "discount per env step", minimum=0, maximum=1)
     double_q: bool = option(False, "Double DQN: the online network selects the bootstrap action")
-    target_update_period: int = option(2_000, "updates between hard copies into the target network", "updates")
-    epsilon_start: float = option(1.0, "exploration rate until learning starts")
-    epsilon_end: float = option(0.01, "final exploration rate")
-    epsilon_fraction: float = option(0.1, "share of total_steps over which epsilon falls linearly")
+    target_update_period: int = option(
+        2_000, "updates between hard copies into the target network", "updates", minimum=1
+    )
+    epsilon_start: float = option(1.0, "exploration rate until learning starts", minimum=0, maximum=1)
+    epsilon_end: float = option(0.01, "final exploration rate", minimum=0, maximum=1)
+    epsilon_fraction: float = option(
+        0.1, "share of total_steps over which epsilon falls linearly", minimum=0, maximum=1
+    )
 
 
 @dataclass(frozen=True)
@@ -69,12 +90,14 @@ class ResetConfig:
     """When networks are reset and what beside them; how they are reset is the strategy's own options."""
 
     name: str = option("fire", "reset strategy")
-    every: int = option(0, "reset whenever this many steps have passed; 0: never", "env steps")
-    at: tuple[int, ...] = option((), "further reset points", "env steps")
+    every: int = option(0, "reset whenever this many steps have passed; 0: never", "env steps", minimum=0)
+    at: tuple[int, ...] = option((), "further reset points", "env steps", minimum=1)
     until: int | None = option(None, "no periodic reset after this; null: to the end", "env steps")
     networks: tuple[str, ...] = option((), "networks to reset (sac: actor, critic; dqn: q); empty: all")
     temperature: str = option(
-        "keep", "SAC's entropy coefficient at a reset: keep, or reset to init_temperature", choices=("keep", "reset")
+        "keep",
+        "SAC's entropy coefficient at a reset: keep, or reset to init_temperature",
+        choices=("keep", "reset"),
     )
 
 
@@ -82,9 +105,11 @@ class ResetConfig:
 class EvalConfig:
     """Greedy episodes in separate environments."""
 
-    every: int = option(25_000, "evaluation period; 0: only at the end and around resets", "env steps")
-    episodes: int = option(10, "episodes per evaluation")
-    num_envs: int = option(1, "evaluation environments stepped together")
+    every: int = option(
+        25_000, "evaluation period; 0: only at the end and around resets", "env steps", minimum=0
+    )
+    episodes: int = option(10, "episodes per evaluation", minimum=1)
+    num_envs: int = option(1, "evaluation environments stepped together", minimum=1)
     around_resets: bool = option(True, "evaluate right before and right after every reset")
 
 
@@ -92,18 +117,24 @@ class EvalConfig:
 class LogConfig:
     """What is written to TensorBoard and scalars.csv, and how often."""
 
-    every: int = option(1_000, "period of rollout, time and train scalars", "env steps")
-    metrics_every: int = option(25_000, "period of the plasticity metrics; 0: only around resets", "env steps")
-    probe_size: int = option(256, "replayed transitions on which plasticity metrics are measured")
-    dormancy_threshold: float = option(0.1, "a unit is dormant when its normalised activation is at most this")
+    every: int = option(1_000, "period of rollout, time and train scalars", "env steps", minimum=0)
+    metrics_every: int = option(
+        25_000, "period of the plasticity metrics; 0: only around resets", "env steps", minimum=0
+    )
+    probe_size: int = option(256, "replayed transitions on which plasticity metrics are measured", minimum=2)
+    dormancy_threshold: float = option(
+        0.1, "a unit is dormant when its normalised activation is at most this", minimum=0
+    )
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
     """Checkpoints, from which the same command resumes bit by bit."""
 
-    every: int = option(50_000, "period; the end and Ctrl-C always save; 0: only those", "env steps")
-    keep: int = option(1, "newest checkpoints kept, beside the best agent")
+    every: int = option(
+        50_000, "period; the end and Ctrl-C always save; 0: only those", "env steps", minimum=0
+    )
+    keep: int = option(1, "newest checkpoints kept, beside the best agent", minimum=1)
 
 
 @dataclass(frozen=True)
@@ -112,10 +143,10 @@ class Config:
 
     algo: str = option("sac", "agent and its update rule")
     preset: str = option("paper", "named set of values: the paper's protocol, or a quick run for 2 CPU cores")
-    seed: int = option(0, "run seed, from which every random stream is derived")
-    total_steps: int = option(500_000, "length of the run", "env steps")
+    seed: int = option(0, "run seed, from which every random stream is derived", minimum=0)
+    total_steps: int = option(500_000, "length of the run", "env steps", minimum=1)
     device: str = option("auto", "where networks and replay live", choices=("auto", "cpu", "cuda"))
-    num_threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's own choice")
+    num_threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's own choice", minimum=0)
     env: EnvConfig = EnvConfig()
     replay: ReplayConfig = ReplayConfig()
     agent: Any = None  # SACConfig or DQNConfig, by algo

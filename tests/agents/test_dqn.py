@@ -16,7 +16,9 @@ OBS, ACTIONS = 4, 3
 
 def make(seed=0, **options):
     config = DQNConfig(hidden_widths=(16, 16), learning_rate=1e-2, **options)
-    return DQN(config, OBS, ACTIONS, learning_starts=100, total_steps=1_000, seed=seed, device=torch.device("cpu"))
+    return DQN(
+        config, OBS, ACTIONS, learning_starts=100, total_steps=1_000, seed=seed, device=torch.device("cpu")
+    )
 
 
 def batch(seed=0, size=8):
@@ -32,7 +34,9 @@ def batch(seed=0, size=8):
 
 def test_epsilon_schedule_and_its_frequency():
     agent = make(epsilon_end=0.1, epsilon_fraction=0.5)
-    assert [agent.epsilon(step) for step in (0, 100, 350, 600, 999)] == pytest.approx([1.0, 1.0, 0.55, 0.1, 0.1])
+    assert [agent.epsilon(step) for step in (0, 100, 350, 600, 999)] == pytest.approx(
+        [1.0, 1.0, 0.55, 0.1, 0.1]
+    )
     obs = np.zeros((20_000, OBS), np.float32)
     greedy = agent.act_greedy(obs[:1])[0]
     share = np.mean(agent.act(obs, 350) != greedy)
@@ -77,7 +81,9 @@ def test_target_is_copied_on_its_period_and_only_then():
     first = copy.deepcopy(agent.target_q.state_dict())
     for step in range(1, 7):
         agent.update(batch(step))
-        same_as_online = all(torch.equal(v, agent.q.state_dict()[k]) for k, v in agent.target_q.state_dict().items())
+        same_as_online = all(
+            torch.equal(v, agent.q.state_dict()[k]) for k, v in agent.target_q.state_dict().items()
+        )
         assert same_as_online == (step % 3 == 0)
         if step < 3:
             assert all(torch.equal(v, first[k]) for k, v in agent.target_q.state_dict().items())

@@ -22,7 +22,9 @@ def test_tanh_gaussian_sample_matches_torch_distributions():
 
 
 def test_tanh_log_prob_is_finite_where_tanh_saturates():
-    action, log_prob = losses.tanh_gaussian_sample(torch.tensor([[40.0]]), torch.zeros(1, 1), torch.zeros(1, 1))
+    action, log_prob = losses.tanh_gaussian_sample(
+        torch.tensor([[40.0]]), torch.zeros(1, 1), torch.zeros(1, 1)
+    )
     # log N(0; 0, 1) - log(1 - tanh(40)^2), the latter being log 4 - 80 up to terms of order e^-80.
     assert action.item() == 1.0
     assert log_prob.item() == pytest.approx(-0.5 * math.log(2 * math.pi) - (math.log(4.0) - 80.0))

@@ -34,9 +34,10 @@ def naive(columns, env, position, n_step):
     """n-step transition by its definition."""
     obs, action = columns[env][position][:2]
     total, discount = 0.0, 1.0
-    for _, _, reward, terminated, truncated, next_obs in columns[env][position : position + n_step]:
+    for _, _, reward, terminated, truncated, last_obs in columns[env][position : position + n_step]:
         total += discount * reward
         discount *= GAMMA
+        next_obs = last_obs
         if terminated or truncated:
             break
     return obs, action, total, 0.0 if terminated else discount, next_obs
@@ -63,7 +64,11 @@ def test_every_transition_equals_the_naive_buffer(n_step, num_rows):
 def test_truncation_bootstraps_from_the_true_last_observation_and_termination_does_not():
     buffer = ReplayBuffer(10, 1, (1,), (), True, GAMMA)
     row = {"action": np.array([1]), "reward": np.array([1.0], np.float32)}
-    for obs, next_obs, terminated, truncated in ((4, 5, False, True), (0, 1, True, False), (0, 1, False, False)):
+    for obs, next_obs, terminated, truncated in (
+        (4, 5, False, True),
+        (0, 1, True, False),
+        (0, 1, False, False),
+    ):
         buffer.add(
             np.array([[obs]], np.float32),
             row["action"],

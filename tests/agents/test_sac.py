@@ -1,4 +1,4 @@
-"""One SAC update against a plain re-computation with torch.distributions and unfused optimizers, and its side effects."""
+"""One SAC update against a plain re-computation with torch.distributions and unfused optimizers; side effects."""
 
 import copy
 import math
@@ -77,9 +77,14 @@ def test_one_update_equals_the_algorithm_written_out():
     torch.testing.assert_close(agent.log_alpha, log_alpha)
     for mine, reference in ((agent.actor, actor), (agent.critic, critic)):
         for name, value in reference.state_dict().items():
-            torch.testing.assert_close(mine.state_dict()[name], value, rtol=1e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                mine.state_dict()[name], value, rtol=1e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )
     for (name, value), (_, online), (_, old) in zip(
-        agent.target_critic.named_parameters(), critic.named_parameters(), target.named_parameters(), strict=True
+        agent.target_critic.named_parameters(),
+        critic.named_parameters(),
+        target.named_parameters(),
+        strict=True,
     ):
         torch.testing.assert_close(value, 0.995 * old + 0.005 * online, rtol=1e-4, atol=1e-6, msg=name)
 

@@ -7,7 +7,9 @@ from common.seeding import STREAMS, stream_seed, torch_generator
 
 
 def test_streams_differ_by_name_seed_and_path():
-    seeds = {stream_seed(seed, name, *path) for seed in range(3) for name in STREAMS for path in ((), (0,), (1,))}
+    seeds = {
+        stream_seed(seed, name, *path) for seed in range(3) for name in STREAMS for path in ((), (0,), (1,))
+    }
     assert len(seeds) == 3 * len(STREAMS) * 3
     assert stream_seed(1, "init", 2) == stream_seed(1, "init", 2)
     assert all(0 <= seed < 2**63 for seed in seeds)
@@ -22,5 +24,5 @@ def test_generators_follow_their_stream():
 
 
 def test_unknown_stream_is_refused():
-    with pytest.raises(ValueError, match="'evaluation'.*valid: init"):
+    with pytest.raises(ValueError, match=r"'evaluation'.*valid: init"):
         stream_seed(0, "evaluation")

@@ -1,0 +1,281 @@
+"""The training loop end to end on small runs: resume, independence of streams, interruption, wrong input."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from common import checkpoint
+from configs import loader
+from fire.resets import REGISTRY
+
+ROOT = Path(__file__).parent.parent
+SMALL = {
+    "sac": "--algo sac --env Pendulum-v1 --preset quick --total-steps 360 --replay.learning-starts 100 "
+    "--replay.batch-size 16 --agent.actor-width 8 --agent.critic-width 8 --reset.every 120 --reset.until 300 "
+    "--eval.every 150 --eval.episodes 2 --log.every 50 --log.metrics-every 90 --log.probe-size 32 --num-threads 1",
+    "dqn": "--algo dqn --env CartPole-v1 --preset quick --total-steps 360 --replay.learning-starts 100 "
+    "--replay.batch-size 16 --agent.hidden-widths 16 --reset.every 120 --reset.until 300 --env.num-envs 3 "
+    "--eval.every 150 --eval.episodes 2 --log.every 50 --log.metrics-every 90 --log.probe-size 32 --num-threads 1",
+}
+
+
+def run(run_dir, algo, *extra):
+    config, _ = loader.load([*SMALL[algo].split(), *extra], REGISTRY)
+    return train.train(config, run_dir)
+
+
+def newest(run_dir):
+    return checkpoint.load(
+        checkpoint.find(run_dir / "checkpoints", "step")[-1], ["agent", "replay", "env", "run"]
+    )
+
+
+def assert_same(one, other, where=""):
+    """Equal bit for bit, whatever the nesting; wall-clock seconds aside."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            if key != "seconds":
+                assert_same(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(other), where
+        for index, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_same(a, b, f"{where}/{index}")
+    else:
+        equal = torch.equal(torch.as_tensor(one), torch.as_tensor(other)) if _is_array(one) else one == other
+        assert equal, where
+
+
+def _is_array(value):
+    return isinstance(value, torch.Tensor) or type(value).__module__ == "numpy"
+
+
+def parameters(run_dir):
+    agent = newest(run_dir)["agent"]
+    return agent["actor"] if "actor" in agent else agent["q"]
+
+
+def table(path):
+    with path.open(newline="") as file:
+        return [row for row in csv.reader(file) if not any(cell.startswith("time/") for cell in row)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One uninterrupted run of each algorithm."""
+    folders = {}
+    for algo in SMALL:
+        folders[algo] = tmp_path_factory.mktemp(algo)
+        run(folders[algo], algo)
+    return folders
+
+
+@pytest.mark.parametrize("algo", SMALL)
+@pytest.mark.parametrize("stop_at", [60, 180, 240])  # in the warm-up, between resets, on a reset
+def test_resume_equals_the_uninterrupted_run_bit_for_bit(algo, stop_at, finished, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        advance = train.Run.advance
+
+        def stop(self, *args):
+            advance(self, *args)
+            self.stop_requested |= self.env_step >= stop_at
+
+        patch.setattr(train.Run, "advance", stop)
+        assert run(tmp_path, algo).env_step == stop_at
+    assert run(tmp_path, algo).env_step == 360
+    assert_same(newest(tmp_path), newest(finished[algo]))
+    assert table(tmp_path / "evaluations.csv") == table(finished[algo] / "evaluations.csv")
+    assert table(tmp_path / "scalars.csv") == [
+        row for row in table(finished[algo] / "scalars.csv") if not row[1].endswith("reset/seconds")
+    ] or _without_seconds(tmp_path) == _without_seconds(finished[algo])
+
+
+def _without_seconds(run_dir):
+    return [row for row in table(run_dir / "scalars.csv") if row[1] != "reset/seconds"]
+
+
+@pytest.mark.parametrize("algo", SMALL)
+def test_learning_happens_resets_happen_and_everything_is_written(algo, finished):
+    folder = finished[algo]
+    state = newest(folder)
+    assert state["agent"]["update_step"] > 0
+    config = loader.read_config(folder / "config.yaml", REGISTRY)
+    agent = train.make_agent(config, *_spaces(config), torch.device("cpu"))
+    first = next(iter(agent.networks().values())).module.state_dict()
+    trained = parameters(folder)
+    assert any(not torch.equal(first[key], trained[key]) for key in first)
+    resets = [json.loads(line) for line in (folder / "resets.jsonl").read_text().splitlines()]
+    assert [r["env_step"] for r in resets] == [120, 240]
+    for record in resets:
+        for name in agent.networks():
+            key = f"plasticity/{name}/dfi_scaled"
+            assert record["plasticity_after"][key] < 1e-6 * max(record["plasticity_before"][key], 1.0)
+            assert record["report"][f"reset/{name}/sfe"] > 0
+        assert {"mean_return_before", "mean_return_after"} <= record.keys()
+    when = [row[1] for row in table(folder / "evaluations.csv")[1:]]
+    assert when[0] == "random_policy" and when.count("before_reset") == when.count("after_reset") == 2
+    assert when[-1] == "periodic"
+    assert list(folder.glob("events.out.tfevents.*"))
+    assert checkpoint.find(folder / "checkpoints", "best")
+
+
+def _spaces(config):
+    env = train.make_vec(config.env.id, 1, config.env.action_repeat)
+    return env.observation_space, env.action_space, env.max_episode_steps
+
+
+@pytest.mark.parametrize("algo", SMALL)
+def test_measuring_more_often_does_not_change_the_training(algo, finished, tmp_path):
+    run(tmp_path, algo, "--eval.every", "40", "--eval.episodes", "1", "--log.metrics-every", "30", "--log.every", "7",
+        "--log.probe-size", "8", "--checkpoint.every", "100")  # fmt: skip
+    assert_same(newest(tmp_path)["agent"], newest(finished[algo])["agent"])
+    assert_same(newest(tmp_path)["replay"], newest(finished[algo])["replay"])
+
+
+@pytest.mark.parametrize("algo", SMALL)
+def test_another_seed_and_no_reset_are_other_runs(algo, finished, tmp_path):
+    run(tmp_path / "seed", algo, "--seed", "1")
+    run(tmp_path / "none", algo, "--reset", "none")
+    for other in ("seed", "none"):
+        one, two = parameters(tmp_path / other), parameters(finished[algo])
+        assert any(not torch.equal(one[key], two[key]) for key in one)
+    assert (tmp_path / "none" / "resets.jsonl").read_text() == ""
+    # Until the first reset the two runs are the same run.
+    rows = {d: [r for r in table(d / "scalars.csv")[1:] if int(r[0]) < 120] for d in (tmp_path / "none", finished[algo])}
+    assert rows[tmp_path / "none"] == rows[finished[algo]]
+
+
+def test_networks_option_resets_only_those(tmp_path):
+    run(tmp_path, "sac", "--reset.networks", "critic", "--total-steps", "130")
+    (record,) = [json.loads(line) for line in (tmp_path / "resets.jsonl").read_text().splitlines()]
+    key = "plasticity/actor/weight_norm"
+    assert record["plasticity_before"][key] == record["plasticity_after"][key]
+    assert "reset/critic/sfe" in record["report"] and "reset/actor/sfe" not in record["report"]
+
+
+def test_temperature_is_reset_only_when_asked(tmp_path):
+    for choice in ("keep", "reset"):
+        run(tmp_path / choice, "sac", "--reset.temperature", choice, "--total-steps", "122", "--agent.learning-rate", "0.1")
+    alphas = {choice: newest(tmp_path / choice)["agent"]["log_alpha"].exp().item() for choice in ("keep", "reset")}
+    # Two updates of size 0.1 in log space have followed the reset to 0.01.
+    assert 0.01 * 2.718 ** (-0.21) < alphas["reset"] < 0.01 * 2.718 ** 0.21
+    assert alphas["keep"] != pytest.approx(alphas["reset"], rel=0.3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path, monkeypatch, capsys):
+    update = train.make_agent
+
+    def broken(*args):
+        agent = update(*args)
+        learn = agent.update
+
+        def poisoned(batch):
+            losses = learn(batch)
+            return {**losses, "loss": losses["loss"] * float("nan")} if agent.update_step > 100 else losses
+
+        agent.update = poisoned
+        return agent
+
+    monkeypatch.setattr(train, "make_agent", broken)
+    argv = [*SMALL["dqn"].split(), "--checkpoint.every", "120", "--run-dir", str(tmp_path / "run")]
+    assert train.main(argv) == 1
+    assert "train/loss is nan" in capsys.readouterr().err
+    assert newest(tmp_path / "run")["agent"]["update_step"] <= 100
+
+
+# The command line
+
+
+def command(*argv, cwd=ROOT):
+    return [sys.executable, str(ROOT / "train.py"), *argv]
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        ("--algo dqn --env Pendulum-v1", "--algo dqn needs discrete actions, but Pendulum-v1 has Box"),
+        ("--algo sac --env CartPole-v1", "--algo sac needs continuous .Box. actions, but CartPole-v1 has Discrete"),
+        ("--env h1-wlak", "h1-wlak.*h1-walk"),
+        ("--env Pendulum-v9", "Pendulum-v9.*Pendulum-v1"),
+        ("--env Pendulum-v1 --reset.networks q", "sac has no network 'q'; valid: actor, critic"),
+        ("--algo dqn --env CartPole-v1 --reset.temperature reset", "dqn has no temperature; valid: keep"),
+        ("--env Pendulum-v1 --seed -1", "seed must be at least 0"),
+        ("--env Pendulum-v1 --replay.n-step 0", "n_step must be at least 1"),
+    ],
+)
+def test_wrong_input_exits_with_2_one_line_and_no_folder(argv, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train.main(argv.split()) == 2
+    error = capsys.readouterr().err
+    import re
+
+    assert error.startswith("error: ") and error.count("\n") == 1 and re.search(message, error), error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_another_run_is_refused_and_left_alone(finished, capsys):
+    folder = finished["dqn"]
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    assert train.main([*SMALL["dqn"].split(), "--agent.gamma", "0.9", "--run-dir", str(folder)]) == 2
+    assert "agent.gamma 0.99 (asked for: 0.9)" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert train.main([*SMALL["dqn"].split(), "--run-dir", str(tmp_path)]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_damaged_checkpoint_is_an_error_not_a_fresh_start(tmp_path, capsys):
+    run(tmp_path, "dqn", "--total-steps", "360")
+    (saved,) = checkpoint.find(tmp_path / "checkpoints", "step")
+    (saved / "agent.pt").write_bytes(b"garbage")
+    assert train.main([*SMALL["dqn"].split(), "--run-dir", str(tmp_path)]) == 2
+    assert "agent.pt is damaged" in capsys.readouterr().err
+
+
+def test_ctrl_c_saves_says_how_to_resume_and_the_same_command_resumes(tmp_path):
+    argv = [*SMALL["sac"].split(), "--total-steps", "30000", "--reset.every", "0", "--eval.every", "0",
+            "--run-dir", str(tmp_path / "run")]  # fmt: skip
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        command(*argv), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    for line in process.stdout:
+        if line.startswith("step") and " 200/" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "the same command resumes" in out and "Traceback" not in err
+    step = newest(tmp_path / "run")["env_step"]
+    assert step >= 200
+    again = subprocess.Popen(command(*argv), cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment)
+    first = again.stdout.readline()
+    assert f"from env step {step:,} of" in first
+    time.sleep(0.5)
+    again.terminate()  # a cluster's way to ask
+    again.communicate(timeout=60)
+    assert again.returncode == 130
+
+
+def test_two_processes_cannot_share_a_folder(tmp_path):
+    from configs.run_dir import claim_run_dir
+
+    config, _ = loader.load(SMALL["dqn"].split(), REGISTRY)
+    lock = claim_run_dir(tmp_path / "run", config, REGISTRY)
+    with pytest.raises(loader.ConfigError, match="another process"):
+        claim_run_dir(tmp_path / "run", config, REGISTRY)
+    lock.close()
+    claim_run_dir(tmp_path / "run", config, REGISTRY).close()
