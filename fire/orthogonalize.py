@@ -31,7 +31,6 @@ BACKENDS = ("auto", "eigh", "poly")
 # Coefficients (a, b, c) of one step X <- X (a I + b A + c A^2), A = X^T X.
 NEWTON_SCHULZ = (1.5, -0.5, 0.0)  # FIRE algorithm 1
 MUON = (3.4445, -4.7750, 2.0315)  # Keller Jordan, Muon (2024); tuned for slope at zero, does not end at 1
-POLISH = (1.875, -1.25, 0.375)  # Taylor polynomial of x^(-1/2) at 1: a defect d becomes 0.625 d^3 + O(d^4)
 
 EPS64 = torch.finfo(torch.float64).eps
 # Rounding the Gram matrix costs about eps * cond^2 of orthogonality. Below the first bound the result is
@@ -42,8 +41,8 @@ SVD_ABOVE = 1e-3
 # Smallest singular value, relative to the bound on the largest, that the polynomial schedule is built for.
 # float64 can carry 1e-14 in the Gram matrix; below, the SVD decides.
 LOWEST = 1e-7
-# float64 work space per chunk of slices; a chunk always holds at least one slice.
-CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
+# float64 work space per chunk of slices, small on CPU to stay in cache; a chunk holds at least one slice.
+CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 1 << 30}
 
 
 def polar_factor(
@@ -177,6 +176,8 @@ def _solve_group(
     if backend == "auto":
         backend = "poly" if batch.is_cuda else "eigh"
     inverse_root = inverse_root_poly if backend == "poly" else inverse_root_eigh
+    # On CUDA a float32 product may be a TF32 one.
+    polish_dtype = torch.float64 if batch.is_cuda else batch.dtype
     bytes_per_slice = 8 * batch.shape[-2] * batch.shape[-1]
     size = max(1, CHUNK_BYTES.get(batch.device.type, CHUNK_BYTES["cpu"]) // bytes_per_slice)
     result = torch.empty_like(batch)
@@ -187,7 +188,9 @@ def _solve_group(
         scale = torch.where(largest[part] == 0, 1, largest[part])
         if method == "polar":
             scaled = batch[part].double() / scale.double()
-            result[part] = _exact(scaled, labels[part], seeds[part], null, inverse_root).to(batch.dtype)
+            result[part] = _exact(scaled, labels[part], seeds[part], null, inverse_root, polish_dtype).to(
+                batch.dtype
+            )
         else:
             coefficients = NEWTON_SCHULZ if method == "newton_schulz" else MUON
             result[part] = _iterate(batch[part] / scale, coefficients, num_iters)
@@ -200,13 +203,18 @@ def _exact(
     seeds: Sequence[int],
     null: str,
     inverse_root: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+    polish_dtype: torch.dtype,
 ) -> Tensor:
-    """Polar factors of ``batch`` (slices, m, n), float64, m >= n, entries at most 1 in size."""
+    """Polar factors of ``batch`` (slices, m, n), float64, m >= n, entries at most 1 in size.
+
+    A result with defect d has 0.625 d^3 + O(d^4) after the polish (the Taylor polynomial of x^(-1/2) at 1),
+    which certifies it; where d is too large, the SVD decides.
+    """
     root, rough, in_doubt = inverse_root(batch.mT @ batch)
     factors = batch @ root
     rough = rough.nonzero().flatten()
     if len(rough):
-        polished, defect = _polish(factors[rough])
+        polished, defect = _polish(factors[rough], polish_dtype)
         factors[rough] = polished
         in_doubt[rough] |= ~(defect <= SVD_ABOVE)
     for index in in_doubt.nonzero().flatten().tolist():
@@ -287,14 +295,17 @@ def minimax_quintic(low: float, high: float) -> tuple[tuple[float, float, float]
     return (a, b, c), error
 
 
-def _polish(factors: Tensor) -> tuple[Tensor, Tensor]:
-    """One quintic step towards the isometry, and the relative defect ||A - I||_F / sqrt(n) before it."""
-    size = factors.shape[-1]
-    gram = factors.mT @ factors
-    identity = torch.eye(size, dtype=factors.dtype, device=factors.device)
-    defect = torch.linalg.matrix_norm(gram - identity) / math.sqrt(size)
-    a, b, c = POLISH
-    return factors @ (a * identity + b * gram + c * (gram @ gram)), defect
+def _polish(factors: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """One quintic step towards the isometry, and the relative defect ||A - I||_F / sqrt(n) before it.
+
+    Written as X + X D with small D, so that products in ``dtype`` leave their rounding in D alone.
+    """
+    x = factors.to(dtype)
+    excess = x.mT @ x
+    excess.diagonal(dim1=-2, dim2=-1).sub_(1)
+    defect = torch.linalg.matrix_norm(excess) / math.sqrt(excess.shape[-1])
+    step = torch.baddbmm(excess, excess, excess, beta=-0.5, alpha=0.375)
+    return factors + x @ step, defect
 
 
 def _complete(matrix: Tensor, label: str, seed: int, null: str) -> Tensor:

@@ -1,0 +1,272 @@
+"""Time and accuracy of FIRE's orthogonalization against the published algorithm, in one run.
+
+    python benchmarks/reset.py --networks nature_cnn simba --repeats 7
+    python benchmarks/reset.py --networks resnet18 transformer mlp4096 --repeats 1
+
+The rival is the published formula (FIRE algorithm 1, ten cubic steps, one slice at a time, float32).
+Repetitions are interleaved, so that the ratio survives a busy machine. Accuracy is the worst over the
+checked matrices (at most ``--checked`` of each shape) against a float64 SVD. Ill-conditioned weights have
+columns scaled down to 1e-6.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import datetime
+import json
+import math
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fire.isometry import dfi
+from fire.layers import weight_layers
+from fire.orthogonalize import polar_factors
+
+
+def nature_cnn(actions: int = 18) -> nn.Module:
+    """Mnih et al. 2015 on 4 x 84 x 84 frames."""
+    return nn.Sequential(
+        nn.Conv2d(4, 32, 8, 4),
+        nn.Conv2d(32, 64, 4, 2),
+        nn.Conv2d(64, 64, 3, 1),
+        nn.Linear(3136, 512),
+        nn.Linear(512, actions),
+    )
+
+
+def simba(observation: int = 51, action: int = 19) -> nn.Module:
+    """SimBa's SAC (arXiv 2410.09754) on h1-walk: actor of width 128, twin critics of width 512."""
+
+    def body(inputs: int, width: int, blocks: int) -> list[nn.Module]:
+        layers: list[nn.Module] = [nn.Linear(inputs, width)]
+        for _ in range(blocks):
+            layers += [nn.Linear(width, 4 * width), nn.Linear(4 * width, width)]
+        return layers
+
+    actor = [*body(observation, 128, 1), nn.Linear(128, action), nn.Linear(128, action)]
+    critics = [layer for _ in range(2) for layer in [*body(observation + action, 512, 2), nn.Linear(512, 1)]]
+    return nn.Sequential(*actor, *critics)
+
+
+def resnet18(classes: int = 10) -> nn.Module:
+    """Convolutions and head of ResNet-18 with a 3 x 3 stem (He et al. 2016)."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 64, 3)]
+    inputs = 64
+    for width in (64, 128, 256, 512):
+        layers += [nn.Conv2d(inputs, width, 3), nn.Conv2d(width, width, 3)]
+        layers += [nn.Conv2d(inputs, width, 1)] if inputs != width else []
+        layers += [nn.Conv2d(width, width, 3), nn.Conv2d(width, width, 3)]
+        inputs = width
+    return nn.Sequential(*layers, nn.Linear(512, classes))
+
+
+def transformer(depth: int = 12, width: int = 768) -> nn.Module:
+    """Weights of a 12-layer GPT-2 without embeddings, query, key and value apart."""
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [nn.Linear(width, width) for _ in range(4)]
+        layers += [nn.Linear(width, 4 * width), nn.Linear(4 * width, width)]
+    return nn.Sequential(*layers)
+
+
+def mlp4096() -> nn.Module:
+    """A wide MLP: 1024, 4096, 4096, 10."""
+    return nn.Sequential(nn.Linear(1024, 4096), nn.Linear(4096, 4096), nn.Linear(4096, 10))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "nature_cnn": nature_cnn,
+    "simba": simba,
+    "resnet18": resnet18,
+    "transformer": transformer,
+    "mlp4096": mlp4096,
+}
+
+
+def published(tensors: list[Tensor], num_iters: int = 10) -> list[Tensor]:
+    """Ten cubic Newton-Schulz steps, one slice at a time."""
+    results = []
+    for tensor in tensors:
+        result = torch.empty_like(tensor)
+        for index in range(tensor[..., 0, 0].numel()):
+            matrix = tensor.reshape(-1, *tensor.shape[-2:])[index]
+            x = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+            x = x / x.norm()
+            for _ in range(num_iters):
+                x = 1.5 * x - 0.5 * x @ (x.T @ x)
+            result.view(-1, *tensor.shape[-2:])[index] = x if x.shape == matrix.shape else x.T
+        results.append(result)
+    return results
+
+
+METHODS: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {
+    "published": published,
+    "fire.polar_factors": polar_factors,
+}
+
+
+def weights_of(module: nn.Module, ill_conditioned: bool, device: str) -> list[Tensor]:
+    """Xavier weights as matrices; ill-conditioned ones have columns scaled from 1 down to 1e-6."""
+    matrices = []
+    for layer in weight_layers(module):
+        nn.init.xavier_uniform_(layer.weight)
+        weight = layer.matrices().clone()
+        if ill_conditioned:
+            weight *= torch.logspace(0, -6, weight.shape[-1])
+        matrices.append(weight.to(device))
+    return matrices
+
+
+class PeakMemory:
+    """Largest growth of memory inside the context, in bytes: resident set on CPU, allocator on CUDA."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.peak = device, 0
+
+    def __enter__(self) -> PeakMemory:
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.start = torch.cuda.memory_allocated()
+        else:
+            ctypes.CDLL(None).malloc_trim(0)  # freed memory would hide what the call allocates
+            self.start = self._resident()
+            self.running = True
+            self.thread = threading.Thread(target=self._watch, daemon=True)
+            self.thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.device == "cuda":
+            self.peak = torch.cuda.max_memory_allocated() - self.start
+        else:
+            self.running = False
+            self.thread.join()
+
+    def _watch(self) -> None:
+        while self.running:
+            self.peak = max(self.peak, self._resident() - self.start)
+            time.sleep(0.001)
+
+    @staticmethod
+    def _resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def timed(
+    method: Callable[[list[Tensor]], list[Tensor]], tensors: list[Tensor], device: str
+) -> tuple[list[Tensor], float, float]:
+    """Results, seconds and peak memory in MB of one call."""
+    with PeakMemory(device) as memory:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        results = method(tensors)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+    return results, seconds, memory.peak / 1e6
+
+
+def accuracy(tensors: list[Tensor], results: list[Tensor], checked: int) -> tuple[float, float, float]:
+    """Worst DfI, relative DfI (||Q^T Q - I||_F / sqrt n) and distance / sqrt n to the float64 polar factor."""
+    seen: dict[torch.Size, int] = {}
+    deviation, relative, distance = 0.0, 0.0, 0.0
+    for tensor, result in zip(tensors, results, strict=True):
+        pairs = zip(
+            tensor.reshape(-1, *tensor.shape[-2:]), result.reshape(-1, *tensor.shape[-2:]), strict=True
+        )
+        for matrix, factor in pairs:
+            short = min(matrix.shape)
+            own = float(dfi(factor))
+            deviation, relative = max(deviation, own), max(relative, math.sqrt(own / short))
+            seen[matrix.shape] = seen.get(matrix.shape, 0) + 1
+            if seen[matrix.shape] <= checked:
+                left, _, right = torch.linalg.svd(matrix.double().cpu(), full_matrices=False)
+                gap = torch.linalg.matrix_norm(factor.double().cpu() - left @ right) / math.sqrt(short)
+                distance = max(distance, float(gap))
+    return deviation, relative, distance
+
+
+def run(name: str, ill_conditioned: bool, repeats: int, checked: int, device: str) -> dict[str, object]:
+    """One network with one kind of weights: interleaved times, memory, then accuracy."""
+    torch.manual_seed(0)
+    tensors = weights_of(NETWORKS[name](), ill_conditioned, device)
+    seconds: dict[str, list[float]] = {method: [] for method in METHODS}
+    peaks: dict[str, list[float]] = {method: [] for method in METHODS}
+    results: dict[str, list[Tensor]] = {}
+    for _ in range(repeats):
+        for method, call in METHODS.items():
+            results[method], duration, peak = timed(call, tensors, device)
+            seconds[method].append(duration)
+            peaks[method].append(peak)
+    row: dict[str, object] = {"network": name, "weights": "ill-conditioned" if ill_conditioned else "init"}
+    for method in METHODS:
+        deviation, relative, distance = accuracy(tensors, results[method], checked)
+        row[method] = {
+            "seconds": statistics.median(seconds[method]),
+            "dfi": deviation,
+            "relative_dfi": relative,
+            "distance": distance,
+            "peak_memory_mb": max(peaks[method]),
+        }
+    ratios = [
+        ours / theirs
+        for theirs, ours in zip(seconds["published"], seconds["fire.polar_factors"], strict=True)
+    ]
+    row["ratio"] = statistics.median(ratios)
+    return row
+
+
+def main() -> None:
+    """Run the chosen networks and print a Markdown table; ``--output`` also writes it, with JSON beside it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--repeats", type=int, default=5, help="interleaved repetitions")
+    parser.add_argument("--checked", type=int, default=2, help="matrices of one shape compared with an SVD")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--output", type=Path, help="Markdown file to write")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU"
+    lines = [
+        f"Date {datetime.date.today()}, torch {torch.__version__}, {hardware}, {args.threads} thread(s),"
+        f" {args.repeats} interleaved repetitions.",
+        "",
+        "| network | weights | published s | ours s | ratio | DfI published / ours | relative DfI | distance |"
+        " peak MB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    print("\n".join(lines))
+    rows = []
+    for name in args.networks:
+        for ill_conditioned in (False, True):
+            row = run(name, ill_conditioned, args.repeats, args.checked, args.device)
+            rows.append(row)
+            theirs, ours = row["published"], row["fire.polar_factors"]
+            cells = [name, row["weights"], f"{theirs['seconds']:.3g}", f"{ours['seconds']:.3g}"]
+            cells.append(f"**{row['ratio']:.2f}**")
+            for key in ("dfi", "relative_dfi", "distance"):
+                cells.append(f"{theirs[key]:.1e} / {ours[key]:.1e}")
+            cells.append(f"{theirs['peak_memory_mb']:.0f} / {ours['peak_memory_mb']:.0f}")
+            lines.append(f"| {' | '.join(cells)} |")
+            print(lines[-1], flush=True)
+    if args.output is not None:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text("\n".join(lines) + "\n")
+        args.output.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
