@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 
-import counting  # noqa: F401  (registers the counting environments)
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -172,6 +171,7 @@ def test_restore_refuses_what_it_cannot_repeat():
     "env_id, message",
     [
         ("Cartpole-v1", r"unknown environment 'Cartpole-v1'; nearest names: CartPole-v1"),
+        ("h1-wlak", r"nearest names: h1-walk"),
         ("", r"unknown environment ''"),
         ("Image-v0", "pixel networks are not supported"),
         ("Unbounded-v0", "no bounds"),

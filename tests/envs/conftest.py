@@ -1,4 +1,4 @@
-"""An environment whose every observation says where it is: the step count and the seed of its episode."""
+"""Environments whose every observation says where it is: the step count and the seed of its episode."""
 
 from __future__ import annotations
 
