@@ -114,13 +114,16 @@ METHODS: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {
 
 
 def weights_of(module: nn.Module, ill_conditioned: bool, device: str) -> list[Tensor]:
-    """Xavier weights as matrices; ill-conditioned ones have columns scaled from 1 down to 1e-6."""
+    """Xavier weights as matrices, or matrices of their shapes with singular values from 1 down to 1e-6."""
     matrices = []
     for layer in weight_layers(module):
         nn.init.xavier_uniform_(layer.weight)
         weight = layer.matrices().clone()
         if ill_conditioned:
-            weight *= torch.logspace(0, -6, weight.shape[-1])
+            short = min(weight.shape[-2:])
+            left = torch.linalg.qr(torch.randn(*weight.shape[:-1], short))[0]
+            right = torch.linalg.qr(torch.randn(*weight.shape[:-2], weight.shape[-1], short))[0]
+            weight = (left * torch.logspace(0, -6, short)) @ right.mT
         matrices.append(weight.to(device))
     return matrices
 
@@ -176,7 +179,8 @@ def timed(
 
 
 def accuracy(tensors: list[Tensor], results: list[Tensor], checked: int) -> tuple[float, float, float]:
-    """Worst DfI, relative DfI (||Q^T Q - I||_F / sqrt n) and distance / sqrt n to the float64 polar factor."""
+    """Worst DfI, relative DfI (||Q^T Q - I||_F / sqrt n) and distance / sqrt n to the float64 polar factor.
+    """
     seen: dict[torch.Size, int] = {}
     deviation, relative, distance = 0.0, 0.0, 0.0
     for tensor, result in zip(tensors, results, strict=True):
@@ -226,7 +230,8 @@ def run(name: str, ill_conditioned: bool, repeats: int, checked: int, device: st
 
 
 def main() -> None:
-    """Run the chosen networks and print a Markdown table; ``--output`` also writes it, with JSON beside it."""
+    """Run the chosen networks and print a Markdown table; ``--output`` also writes it, with JSON beside it.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

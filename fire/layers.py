@@ -8,8 +8,9 @@ Weight layers are ``nn.Linear``, ``nn.Conv1d/2d/3d`` and their transposed forms,
 
 from __future__ import annotations
 
+import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 ROLES = ("input", "hidden", "head")
-KINDS = ("linear", "conv")
+KINDS = ("linear", "conv", "embedding")
 CONV_FORMS = ("slices", "flatten")
 
 
@@ -29,7 +30,7 @@ class WeightLayer:
         name: dotted path of the module inside the network, followed by the parameter's name if it is not
             ``weight``.
         module: the module that owns the weight.
-        kind: ``"linear"`` or ``"conv"``.
+        kind: ``"linear"``, ``"conv"`` or ``"embedding"`` (only where asked for).
         role: ``"input"`` (first weight layer), ``"head"`` (an output layer) or ``"hidden"``.
         weight_name, bias_name: attributes of ``module``; the bias may be absent.
         parts: how many (out / parts, in) matrices a linear weight holds on its output axis (fused
@@ -67,10 +68,13 @@ class WeightLayer:
     def matrices(self, weight: Tensor | None = None) -> Tensor:
         """Return ``weight`` (default: the parameter, detached) as matrices of shape (..., out, in).
 
-        Linear (*leading, out, in), or (parts, out / parts, in); convolution (groups, kernel positions, out
-        / groups, in / groups), or flattened (groups, out / groups, in / groups * kernel positions).
+        Linear (*leading, out, in), or (parts, out / parts, in); convolution (groups, kernel positions,
+        out / groups, in / groups), or flattened (groups, out / groups, in / groups * kernel positions);
+        embedding, a linear map of one-hot vectors, (dimension, entries).
         """
         weight = self.weight.detach() if weight is None else weight
+        if self.kind == "embedding":
+            return weight.mT
         if self.kind == "linear":
             return weight if self.parts == 1 else weight.unflatten(-2, (self.parts, -1))
         grouped = weight.unflatten(0, (self.module.groups, -1)).flatten(3)
@@ -80,6 +84,8 @@ class WeightLayer:
 
     def weight_from(self, matrices: Tensor) -> Tensor:
         """Inverse of :meth:`matrices`: a tensor of the parameter's shape."""
+        if self.kind == "embedding":
+            return matrices.mT
         if self.kind == "linear":
             return matrices.reshape(self.weight.shape)
         if self.conv_form == "flatten":
@@ -96,19 +102,27 @@ def weight_layers(
     *,
     heads: Sequence[str] = (),
     preserve: Sequence[str] = (),
+    select: Callable[[WeightLayer], bool] | None = None,
     conv_form: str = "slices",
+    fused: Mapping[str, int] | None = None,
+    embeddings: bool = False,
 ) -> list[WeightLayer]:
     """Return the weight layers of ``module`` in order of registration; a weight shared by several appears
-    once.
+    once, under its first name.
 
     Args:
         module: any network.
         heads: names of its output layers; default: the last weight layer.
         preserve: names (of modules, with everything below them) that are left out.
+        select: keeps the layers for which it is true; it may ask for the role.
         conv_form: ``"slices"`` or ``"flatten"``, see :class:`WeightLayer`.
+        fused: how many matrices linear weights hold on the output axis, by shell pattern of their names,
+            such as ``{"*.qkv": 3}`` (query, key, value) or ``{"*.qkv": 36}`` (each of 12 heads).
+            ``nn.MultiheadAttention`` holds 3 unless a pattern says otherwise.
+        embeddings: whether ``nn.Embedding`` counts as well.
 
     Raises:
-        ValueError: a name in ``heads`` is no weight layer.
+        ValueError: a name in ``heads`` is no weight layer, or a weight does not split into that many parts.
         TypeError: a weight is computed by a parametrization or not materialised yet, so writing to it would
             have no lasting effect.
     """
@@ -120,10 +134,9 @@ def weight_layers(
         if is_below(name, preserve):
             continue
         for layer in _layers_of(name, child, conv_form):
-            _check_writable(layer)
-            if id(layer.weight) not in seen:
+            if id(layer.weight) not in seen and (embeddings or layer.kind != "embedding"):
                 seen.add(id(layer.weight))
-                found.append(layer)
+                found.append(_split(layer, fused or {}))
 
     names = [layer.name for layer in found]
     unknown = [head for head in heads if head not in names]
@@ -133,7 +146,11 @@ def weight_layers(
     roles = ["head" if layer.name in head_names else "hidden" for layer in found]
     if roles[:1] == ["hidden"]:
         roles[0] = "input"
-    return [replace(layer, role=role) for layer, role in zip(found, roles, strict=True)]
+    layers = [replace(layer, role=role) for layer, role in zip(found, roles, strict=True)]
+    layers = [layer for layer in layers if select is None or select(layer)]
+    for layer in layers:
+        _check_writable(layer)
+    return layers
 
 
 def is_below(name: str, prefixes: Sequence[str]) -> bool:
@@ -145,6 +162,8 @@ def _layers_of(name: str, module: nn.Module, conv_form: str) -> list[WeightLayer
     """The weights ``module`` itself owns."""
     if isinstance(module, _ConvNd):
         return [WeightLayer(name, module, "conv", conv_form=conv_form)]
+    if isinstance(module, nn.Embedding):
+        return [WeightLayer(name or "weight", module, "embedding")]
     if isinstance(module, nn.MultiheadAttention):
         layers = []
         for attribute, parts in (("in_proj", 3), ("q_proj", 1), ("k_proj", 1), ("v_proj", 1)):
@@ -160,6 +179,15 @@ def _layers_of(name: str, module: nn.Module, conv_form: str) -> list[WeightLayer
     if isinstance(module, nn.Linear) or _is_batched_linear(module):
         return [WeightLayer(name or "weight", module, "linear")]
     return []
+
+
+def _split(layer: WeightLayer, fused: Mapping[str, int]) -> WeightLayer:
+    parts = next((p for pattern, p in fused.items() if fnmatch.fnmatchcase(layer.name, pattern)), layer.parts)
+    if parts != layer.parts and (layer.kind != "linear" or parts < 1 or layer.weight.shape[-2] % parts):
+        raise ValueError(
+            f"{layer.name} of shape {tuple(layer.weight.shape)} does not hold {parts} equal matrices"
+        )
+    return replace(layer, parts=parts)
 
 
 def _is_batched_linear(module: nn.Module) -> bool:

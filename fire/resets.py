@@ -17,88 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from common.fields import option
-from fire.isometry import SCALES, dfi, layer_scale, sfe
-from fire.layers import WeightLayer
+from fire.isometry import SCALES, layer_scale
 from fire.orthogonalize import METHODS, NULL_POLICIES
+from fire.report import ResetReport, describe
 from fire.rules import Entry, Keep, Orthogonalize, Redraw, Rule, ShrinkPerturb
 from fire.slot import NetworkSlot
-
-RESET_KEYS = (
-    "reset/seconds",
-    "reset/<network>/sfe",
-    "reset/<network>/sfe/<layer>",
-    "reset/<network>/relative_sfe",
-    "reset/<network>/relative_sfe/<layer>",
-    "reset/<network>/dfi_before",
-    "reset/<network>/dfi_before/<layer>",
-    "reset/<network>/dfi_after",
-    "reset/<network>/dfi_after/<layer>",
-    "reset/<network>/dfi_scaled_before",
-    "reset/<network>/dfi_scaled_before/<layer>",
-    "reset/<network>/dfi_scaled_after",
-    "reset/<network>/dfi_scaled_after/<layer>",
-)
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What a reset did to one weight layer.
-
-    Attributes:
-        network, layer: where it is.
-        sfe: ||W - W~||_F^2 (FIRE eq. 1).
-        squared_norm: ||W||_F^2 before.
-        dfi_before, dfi_after: raw ||W^T W - I||_F^2 on the short side, summed over the layer's matrices.
-        dfi_scaled_before, dfi_scaled_after: the same for W / s, s being the paper's layer scale.
-    """
-
-    network: str
-    layer: str
-    sfe: float
-    squared_norm: float
-    dfi_before: float
-    dfi_after: float
-    dfi_scaled_before: float
-    dfi_scaled_after: float
-
-    @property
-    def relative_sfe(self) -> float:
-        """SFE as a share of ||W||_F^2; infinite where a zero weight was replaced."""
-        return _ratio(self.sfe, self.squared_norm)
-
-
-@dataclass(frozen=True)
-class ResetReport:
-    """What a reset did to every weight layer, and how long planning and writing took (seconds)."""
-
-    layers: tuple[LayerReport, ...]
-    seconds: float
-
-    def scalars(self) -> dict[str, float]:
-        """Return the figures under the keys of ``RESET_KEYS``; network totals are sums over its weight
-        layers.
-        """
-        scalars: dict[str, float] = {"reset/seconds": self.seconds}
-        networks: dict[str, list[LayerReport]] = defaultdict(list)
-        for layer in self.layers:
-            networks[layer.network].append(layer)
-        for network, layers in networks.items():
-            for quantity in ("sfe", "dfi_before", "dfi_after", "dfi_scaled_before", "dfi_scaled_after"):
-                scalars[f"reset/{network}/{quantity}"] = sum(getattr(layer, quantity) for layer in layers)
-            scalars[f"reset/{network}/relative_sfe"] = _ratio(
-                sum(layer.sfe for layer in layers), sum(layer.squared_norm for layer in layers)
-            )
-            for layer in layers:
-                for quantity in (
-                    "sfe",
-                    "relative_sfe",
-                    "dfi_before",
-                    "dfi_after",
-                    "dfi_scaled_before",
-                    "dfi_scaled_after",
-                ):
-                    scalars[f"reset/{network}/{quantity}/{layer.layer}"] = getattr(layer, quantity)
-        return scalars
 
 
 @dataclass
@@ -321,7 +244,9 @@ def reset_networks(
         plan = reset.plan(slots, batch, generator)
         plan.check()
         reports = [
-            _report(network, layer, plan) for network, slot in slots.items() for layer in slot.layers()
+            describe(network, layer, plan.value_of(layer.weight), layer_scale(layer))
+            for network, slot in slots.items()
+            for layer in slot.layers()
         ]
         plan.write()
         for slot in slots.values():
@@ -348,25 +273,6 @@ def _with_fresh(network: str, entry: Entry, fresh: nn.Module) -> Entry:
     return Entry(entry.name, entry.parameter, entry.layer, entry.is_weight, fresh.get_parameter(name))
 
 
-def _report(network: str, layer: WeightLayer, plan: Plan) -> LayerReport:
-    before, after = layer.weight.detach(), plan.value_of(layer.weight)
-    scale = layer_scale(layer, "paper")
-
-    def deviation(weight: Tensor, scale: Tensor | float) -> float:
-        return float(dfi(layer.matrices(weight), scale).sum())
-
-    return LayerReport(
-        network=network,
-        layer=layer.name,
-        sfe=float(sfe(before, after)),
-        squared_norm=float(before.double().square().sum()),
-        dfi_before=deviation(before, 1.0),
-        dfi_after=deviation(after, 1.0),
-        dfi_scaled_before=deviation(before, scale),
-        dfi_scaled_after=deviation(after, scale),
-    )
-
-
 def _cuda_devices(slots: Mapping[str, NetworkSlot]) -> list[torch.device]:
     devices = {p.device for slot in slots.values() for p in slot.module.parameters()}
     return [device for device in devices if device.type == "cuda"]
@@ -375,9 +281,3 @@ def _cuda_devices(slots: Mapping[str, NetworkSlot]) -> list[torch.device]:
 def _check_share(name: str, value: float, low_allowed: bool = False) -> None:
     if not (0 <= value <= 1 if low_allowed else 0 < value <= 1):
         raise ValueError(f"{name} must lie in {'[' if low_allowed else '('}0, 1], got {value}")
-
-
-def _ratio(part: float, whole: float) -> float:
-    if whole == 0:
-        return 0.0 if part == 0 else float("inf")
-    return part / whole

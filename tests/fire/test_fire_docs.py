@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from fire.metrics import METRIC_KEYS
-from fire.resets import REGISTRY, RESET_KEYS
+from fire.report import RESET_KEYS
+from fire.resets import REGISTRY
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,7 +7,8 @@ import copy
 import pytest
 import torch
 
-from fire.resets import REGISTRY, RESET_KEYS, reset_networks
+from fire.report import RESET_KEYS
+from fire.resets import REGISTRY, reset_networks
 from tests.fire.fire_networks import ARCHITECTURES, batch_for, make_slot, train_step
 
 CASES = [(name, kind) for name in REGISTRY for kind in ARCHITECTURES]

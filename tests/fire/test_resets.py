@@ -63,7 +63,7 @@ def test_fire_gives_every_matrix_the_papers_singular_value_and_keeps_the_rest(ki
     for layer in report.layers:
         assert layer.dfi_scaled_after <= 1e-10 < layer.dfi_scaled_before
         name = f"{layer.layer}.weight"
-        moved = (dict(slot.module.named_parameters())[name].double() - before[name].double()).square().sum()
+        moved = (slot.module.get_parameter(name).detach().double() - before[name].double()).square().sum()
         assert layer.sfe == pytest.approx(float(moved), rel=1e-6)
         assert layer.relative_sfe == pytest.approx(
             float(moved / before[name].double().square().sum()), rel=1e-6

@@ -1,0 +1,205 @@
+"""FIRE in one line for any network: ``fire_(module)``."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fire.isometry import dfi, layer_scale
+from fire.layers import ROLES, WeightLayer, weight_layers
+from fire.orthogonalize import EPS64
+from fire.report import LayerReport, describe
+from fire.rules import Entry, Orthogonalize
+
+Selector = str | Callable[[WeightLayer], bool] | Sequence["str | Callable[[WeightLayer], bool]"]
+NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+)
+
+
+@dataclass(frozen=True)
+class FireLayerReport:
+    """What FIRE did to one weight layer.
+
+    Attributes:
+        change: SFE, relative SFE and DfI before and after, raw and against the scale that was used.
+        kind, role: as in :class:`~fire.layers.WeightLayer`.
+        scale: singular value of the result, the mean over the layer's matrices where they differ.
+        condition_number: largest over smallest singular value before, the worst of its matrices.
+        residual: ||(W/s)^T (W/s) - I||_F / sqrt(n) after, the worst of its matrices; rounding, if strength
+            is 1.
+    """
+
+    change: LayerReport
+    kind: str
+    role: str
+    scale: float
+    condition_number: float
+    residual: float
+
+
+@dataclass(frozen=True)
+class FireReport:
+    """What ``fire_`` did to every weight layer it touched, and its time in seconds, this report excluded."""
+
+    layers: tuple[FireLayerReport, ...]
+    seconds: float
+
+    def __str__(self) -> str:
+        """A table with one line for each layer."""
+        lines = [
+            f"{'layer':30} {'role':6} {'scale':>8} {'rel. SFE':>9} {'DfI/s^2 before':>14} {'cond':>8} {'residual':>9}"
+        ]
+        for layer in self.layers:
+            change = layer.change
+            lines.append(
+                f"{change.layer:30} {layer.role:6} {layer.scale:8.4f} {change.relative_sfe:9.4f} "
+                f"{change.dfi_scaled_before:14.4g} {layer.condition_number:8.2g} {layer.residual:9.1e}"
+            )
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def fire_(
+    module: nn.Module,
+    *,
+    include: Selector | None = None,
+    exclude: Selector | None = None,
+    roles: Sequence[str] = ROLES,
+    heads: Sequence[str] = (),
+    conv_form: str = "slices",
+    fused: Mapping[str, int] | None = None,
+    scale: str = "paper",
+    strength: float = 1.0,
+    method: str = "polar",
+    num_iters: int = 10,
+    null: str = "random",
+    biases: str = "keep",
+    norms: str = "keep",
+    embeddings: str = "keep",
+    generator: torch.Generator | None = None,
+) -> FireReport:
+    """Apply FIRE (arXiv 2602.08040) to ``module`` in place: each weight becomes the nearest isometry times
+    its scale.
+
+    All or nothing: an error leaves the module as it was. Frozen parameters are treated like others; leave
+    them out by name or predicate. A weight used under several names is changed once and goes by its first.
+
+    Args:
+        module: any network; see :mod:`fire.layers` for what a weight layer is.
+        include, exclude: shell patterns of names (``"encoder.*"``), predicates on the layer, or a sequence
+            of both of which one must hold. Default: everything, nothing.
+        roles: which of ``"input"``, ``"hidden"`` and ``"head"`` to change.
+        heads: names of the output layers (default: the last weight layer).
+        conv_form: ``"slices"``, each kernel position on its own as published, or ``"flatten"``, (out, in *
+            kernel).
+        fused: matrices in fused projections, see :func:`fire.layers.weight_layers`.
+        scale: ``"paper"``, ``"unit"``, ``"mean_singular_value"`` or ``"preserve_norm"``, see
+            :func:`fire.isometry.layer_scale`.
+        strength: in (0, 1], how far singular values move towards the scale; 1 is FIRE.
+        method, num_iters, null: see :func:`fire.orthogonalize.polar_factors`.
+        biases: ``"keep"`` or ``"zero"`` (of the chosen weight layers).
+        norms: ``"keep"`` or ``"identity"`` (scales to one, shifts to zero; running statistics stay).
+        embeddings: ``"keep"`` or ``"orthogonalize"`` (as linear maps of one-hot vectors).
+        generator: CPU generator for directions the weights do not have. Default: one of its own with seed 0.
+
+    Returns:
+        A report on every layer that was changed.
+
+    Raises:
+        ValueError: NaN or infinity in a weight, an unknown option or name.
+        TypeError: a chosen weight is computed by a parametrization, or not materialised yet.
+    """
+    for name, value, choices in (
+        ("biases", biases, ("keep", "zero")),
+        ("norms", norms, ("keep", "identity")),
+        ("embeddings", embeddings, ("keep", "orthogonalize")),
+        *(("roles", role, ROLES) for role in roles),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name} {value!r} is not one of {', '.join(choices)}")
+    start = time.perf_counter()
+    layers = weight_layers(
+        module,
+        heads=heads,
+        select=lambda layer: (
+            layer.role in roles
+            and (include is None or _matches(layer, include))
+            and not (exclude is not None and _matches(layer, exclude))
+        ),
+        conv_form=conv_form,
+        fused=fused,
+        embeddings=embeddings == "orthogonalize",
+    )
+    rule = Orthogonalize(scale, strength, method, num_iters, null)
+    entries = [Entry(layer.name, layer.weight, layer, is_weight=True) for layer in layers]
+    values = rule(entries, torch.Generator().manual_seed(0) if generator is None else generator)
+    seconds = time.perf_counter() - start
+    reports = tuple(_report(layer, value, scale) for layer, value in zip(layers, values, strict=True))
+
+    start = time.perf_counter()
+    for layer, value in zip(layers, values, strict=True):
+        layer.weight.copy_(value)
+        if biases == "zero" and layer.bias is not None:
+            layer.bias.zero_()
+    if norms == "identity":
+        for child in module.modules():
+            if isinstance(child, NORMS):
+                _to_identity(child)
+    return FireReport(reports, seconds + time.perf_counter() - start)
+
+
+def _matches(layer: WeightLayer, selector: Selector) -> bool:
+    if isinstance(selector, str):
+        return fnmatch.fnmatchcase(layer.name, selector)
+    if callable(selector):
+        return selector(layer)
+    return any(_matches(layer, each) for each in selector)
+
+
+def _to_identity(norm: nn.Module) -> None:
+    if getattr(norm, "weight", None) is not None:
+        norm.weight.fill_(1)
+    if getattr(norm, "bias", None) is not None:
+        norm.bias.zero_()
+
+
+def _report(layer: WeightLayer, after: Tensor, convention: str) -> FireLayerReport:
+    scale = layer_scale(layer, convention)
+    short = min(layer.matrices().shape[-2:])
+    residual = dfi(layer.matrices(after), scale).amax() / short
+    return FireLayerReport(
+        change=describe("", layer, after, scale),
+        kind=layer.kind,
+        role=layer.role,
+        scale=float(scale.mean()),
+        condition_number=_condition_number(layer.matrices()),
+        residual=math.sqrt(float(residual)),
+    )
+
+
+def _condition_number(matrices: Tensor) -> float:
+    """Worst condition number of (..., m, n): from the float64 Gram matrix, by SVD where that cannot resolve
+    it.
+    """
+    matrices = matrices.double().cpu()
+    matrices = matrices.reshape(-1, *matrices.shape[-2:])
+    matrices = matrices if matrices.shape[-2] >= matrices.shape[-1] else matrices.mT
+    size = matrices.abs().amax(dim=(-2, -1), keepdim=True)
+    matrices = matrices / torch.where(size == 0, 1, size)
+    eigenvalues = torch.linalg.eigvalsh(matrices.mT @ matrices)
+    clear = eigenvalues[:, 0] > 1e3 * EPS64 * matrices.shape[-1] * eigenvalues[:, -1]
+    squares = [(eigenvalues[clear, -1] / eigenvalues[clear, 0])]
+    if not clear.all():
+        values = torch.linalg.svdvals(matrices[~clear])
+        squares.append((values[:, 0] / values[:, -1]).nan_to_num(nan=torch.inf).square())
+    return math.sqrt(float(torch.cat(squares).amax()))
