@@ -41,7 +41,7 @@ class Scene:
         """
         if np.isnan(actions).any():
             raise ValueError(f"h1-{self.task.name}: the action contains NaN: {actions}")
-        return (np.clip(actions, -1, 1) + 1) / 2 * (self.high - self.low) + self.low
+        return (np.minimum(np.maximum(actions, -1), 1) + 1) / 2 * (self.high - self.low) + self.low
 
 
 @functools.cache
