@@ -1,0 +1,50 @@
+# make train   train the main job (ALGO, ENV, RESET, PRESET and ARGS pass through), in its own .venv
+# make test    run the quick test suite; `make test-slow` adds the learning tests
+# make check   lint, format check and quick tests
+# make bench   the benchmarks behind the figures in results/
+
+PYTHON ?= python3
+ALGO   ?= sac
+ENV    ?= h1-walk
+RESET  ?= fire
+PRESET ?= quick
+ARGS   ?=
+
+BIN := .venv/bin
+
+.PHONY: train test test-slow check bench clean
+
+train: .venv/installed
+	$(BIN)/python train.py --algo $(ALGO) --env $(ENV) --reset $(RESET) --preset $(PRESET) $(ARGS)
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest
+
+test-slow: .venv/installed-dev
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+bench: .venv/installed-dev
+	$(BIN)/python benchmarks/reset.py
+	$(BIN)/python benchmarks/envs.py
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed, $(PYTHON) is `$(PYTHON) --version`; set PYTHON=..."; exit 2; }
+	@$(PYTHON) -m venv .venv \
+	  || { rm -rf .venv; echo "could not create .venv; on Debian: apt-get install python3-venv"; exit 2; }
+
+.venv/installed: requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt
+	@touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements-dev.txt
+	@touch $@

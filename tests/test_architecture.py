@@ -1,0 +1,70 @@
+"""The house rules that a machine can check: imports point one way, every logged key is documented, names do not clash."""
+
+import ast
+import importlib.metadata
+import re
+from pathlib import Path
+
+import pytest
+
+from fire.metrics import METRIC_KEYS
+from fire.resets import RESET_KEYS
+
+ROOT = Path(__file__).parent.parent
+OURS = ("common", "configs", "fire", "envs", "agents", "evaluate", "train")
+# docs/decisions.md explains the two additions to the first sketch: run.py and evaluate.py read configurations.
+ALLOWED = {
+    "common": {"common"},
+    "configs": {"common", "configs"},
+    "fire": {"common", "fire"},
+    "envs": {"common", "configs", "envs"},
+    "agents": {"common", "configs", "fire.slot", "agents"},
+    "evaluate": {"common", "configs", "fire.resets", "agents", "envs"},
+    "train": set(OURS),
+}
+
+
+def sources(package):
+    path = ROOT / package
+    return [ROOT / f"{package}.py"] if not path.is_dir() else sorted(path.rglob("*.py"))
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module
+
+
+@pytest.mark.parametrize("package", OURS)
+def test_imports_point_one_way(package):
+    assert sources(package)
+    for path in sources(package):
+        for name in imported(path):
+            if name.split(".")[0] in OURS:
+                allowed = any(name == a or name.startswith(a + ".") for a in ALLOWED[package])
+                assert allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def documented_keys():
+    text = (ROOT / "docs/logged_keys.md").read_text()
+    return set(re.findall(r"^\| `([^`]+)` \|", text, flags=re.MULTILINE))
+
+
+def test_every_metric_and_reset_key_is_documented_and_nothing_else():
+    ours = {key for key in documented_keys() if key.startswith(("plasticity/", "reset/"))}
+    assert ours == set(METRIC_KEYS) | set(RESET_KEYS)
+
+
+def test_no_installed_package_needs_the_package_named_fire():
+    """PyPI has a command-line package called fire; ours shadows it, so nothing here may depend on it."""
+    for distribution in importlib.metadata.distributions():
+        for requirement in distribution.requires or []:
+            assert not re.match(r"fire([\s<>=!~;\[(]|$)", requirement) or "extra ==" in requirement, (
+                f"{distribution.metadata['Name']} needs PyPI's fire"
+            )
+
+
+def test_the_loop_reads_in_one_sitting():
+    assert len((ROOT / "train.py").read_text().splitlines()) <= 180
