@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from envs.humanoid.balancing import BalanceHard, BalanceSimple
+from envs.humanoid.climbing import Slide, Stair
 from envs.humanoid.locomotion import Run, Stand, Walk
+from envs.humanoid.obstacles import Crawl, Hurdle, Maze, Pole
+from envs.humanoid.reaching import Reach
+from envs.humanoid.sitting import SitHard, SitSimple
 from envs.humanoid.task import Task
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Stand, Walk, Run)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task
+    for task in (
+        *(Stand, Walk, Run),
+        *(Hurdle, Crawl, Maze, Pole),
+        *(SitSimple, SitHard, BalanceSimple, BalanceHard),
+        *(Stair, Slide, Reach),
+    )
+}

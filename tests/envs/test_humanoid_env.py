@@ -14,7 +14,13 @@ from gymnasium.utils.env_checker import check_env
 from envs import EnvError, make_vec, rendering
 from envs.humanoid.tasks import TASKS
 
-OBSERVATION_SIZE = {"walk": 51, "stand": 51, "run": 51}
+# HumanoidBench's sizes: 51 for the robot alone, 13 more for each free body, 6 for the hand and its target.
+OBSERVATION_SIZE = dict.fromkeys(TASKS, 51) | {
+    "sit_hard": 64,
+    "balance_simple": 64,
+    "balance_hard": 77,
+    "reach": 57,
+}
 
 
 @pytest.mark.parametrize("task", TASKS)
