@@ -26,6 +26,13 @@ from envs.vec import VecEnv
 from fire.resets import REGISTRY
 
 
+VIDEO_SUFFIXES = (".mp4", ".gif")
+
+
+class VideoError(ValueError):
+    """A video that cannot be written as asked."""
+
+
 class Policy(Protocol):
     """Anything that maps observations ``(N, D)`` to actions."""
 
@@ -139,6 +146,8 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.episodes < 1:
         raise ConfigError(f"--episodes must be at least 1, got {args.episodes}")
+    if args.video is not None and args.video.name and args.video.suffix not in VIDEO_SUFFIXES:
+        raise VideoError(f"--video {args.video}: must end in {' or '.join(VIDEO_SUFFIXES)}")
     if not (args.run / "config.yaml").exists():
         raise ConfigError(f"{args.run} is no run folder: it has no config.yaml")
     config = read_config(args.run / "config.yaml", REGISTRY)
@@ -210,25 +219,15 @@ def _shown(value: object) -> str:
     return str(value)
 
 
-class VideoError(RuntimeError):
-    """A video that cannot be written."""
-
-
 def write_video(path: Path, frames: list[np.ndarray], frames_per_second: float) -> None:
-    """Write RGB frames ``(H, W, 3)`` uint8 as MP4 or GIF, by the file's ending.
-
-    Raises:
-        VideoError: another ending.
-    """
+    """Write RGB frames ``(H, W, 3)`` uint8 as MP4 or GIF, by the file's ending."""
     import imageio.v3 as imageio
 
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".mp4":
         imageio.imwrite(path, np.stack(frames), fps=frames_per_second, codec="libx264", plugin="FFMPEG")
-    elif path.suffix == ".gif":
-        imageio.imwrite(path, np.stack(frames), duration=1000.0 / frames_per_second, loop=0)
     else:
-        raise VideoError(f"--video {path}: must end in .mp4 or .gif")
+        imageio.imwrite(path, np.stack(frames), duration=1000.0 / frames_per_second, loop=0)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fire.metrics import METRIC_KEYS
-from fire.resets import RESET_KEYS
+from fire.report import RESET_KEYS
 
 ROOT = Path(__file__).parent.parent
 OURS = ("common", "configs", "fire", "envs", "agents", "evaluate", "train")
