@@ -112,7 +112,8 @@ def weight_layers(
 
     Args:
         module: any network.
-        heads: names of its output layers; default: the last weight layer.
+        heads: names of its output layers, or of modules with nothing but output layers below them; default:
+            the last weight layer.
         preserve: names (of modules, with everything below them) that are left out.
         select: keeps the layers for which it is true; it may ask for the role.
         conv_form: ``"slices"`` or ``"flatten"``, see :class:`WeightLayer`.
@@ -139,11 +140,10 @@ def weight_layers(
                 found.append(_split(layer, fused or {}))
 
     names = [layer.name for layer in found]
-    unknown = [head for head in heads if head not in names]
+    unknown = [head for head in heads if not any(is_below(name, [head]) for name in names)]
     if unknown:
         raise ValueError(f"no weight layer is called {unknown[0]!r}; there are {', '.join(names) or 'none'}")
-    head_names = set(heads) or set(names[-1:])
-    roles = ["head" if layer.name in head_names else "hidden" for layer in found]
+    roles = ["head" if is_below(name, heads or names[-1:]) else "hidden" for name in names]
     if roles[:1] == ["hidden"]:
         roles[0] = "input"
     layers = [replace(layer, role=role) for layer, role in zip(found, roles, strict=True)]

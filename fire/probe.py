@@ -96,13 +96,13 @@ def probe(slot: NetworkSlot, batch: Any) -> Probe:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
             calls[name] = calls.get(name, 0) + 1
             label = name if calls[name] == 1 else f"{name}_{calls[name]}"
-            activations.append(Activation(label, _by_unit(output.detach(), after_conv, slot.ensemble_size)))
+            activations.append(Activation(label, by_unit(output.detach(), after_conv, slot.ensemble_size)))
 
         return hook
 
     def on_head(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if not features:
-            features.append(_by_unit(inputs[0].detach(), False, slot.ensemble_size))
+            features.append(by_unit(inputs[0].detach(), False, slot.ensemble_size))
 
     layers = slot.layers()
     handles = []
@@ -122,7 +122,7 @@ def probe(slot: NetworkSlot, batch: Any) -> Probe:
     return Probe(activations, features[0] if features else None)
 
 
-def _by_unit(values: Tensor, channels_first: bool, ensemble_size: int | None) -> Tensor:
+def by_unit(values: Tensor, channels_first: bool, ensemble_size: int | None) -> Tensor:
     """Bring (B, ..., units) or (B, units, space...), or either after E, to (E or 1, samples, units)."""
     values = values.unsqueeze(0) if ensemble_size is None else values
     if channels_first and values.ndim > 3:

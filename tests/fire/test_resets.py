@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fire.isometry import dfi
-from fire.resets import FireReset, FullReset, ShrinkPerturbReset, reset_networks
+from fire.layerwise import FireReset, FullReset, ShrinkPerturbReset
+from fire.resets import reset_networks
 from tests.fire.fire_networks import ARCHITECTURES, batch_for, make_slot
 
 

@@ -1,0 +1,154 @@
+"""What all resets share: the plan of changes, the options every strategy has, rules by layer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from common.fields import option
+from fire.rules import Entry, Keep, Rule
+from fire.slot import NetworkSlot
+
+Write = tuple[str, Tensor, Tensor]
+
+
+@dataclass
+class Plan:
+    """Changes that a reset wants, carried out together.
+
+    Attributes:
+        writes: (name, destination, new value) with equal shapes.
+        actions: changes of structure, run after the writes; they must not fail.
+    """
+
+    writes: list[Write] = field(default_factory=list)
+    actions: list[Callable[[], None]] = field(default_factory=list)
+
+    def value_of(self, tensor: Tensor) -> Tensor:
+        """The value ``tensor`` will have."""
+        return next(
+            (value for _, destination, value in self.writes if destination is tensor), tensor.detach()
+        )
+
+    def check(self) -> None:
+        """Raise ValueError where a new value has another shape or is not finite."""
+        for name, destination, value in self.writes:
+            if destination.shape != value.shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(destination.shape)} but its new value {tuple(value.shape)}; "
+                    "build() and initial() must return the same architecture"
+                )
+            if value.is_floating_point() and not value.isfinite().all():
+                raise ValueError(f"the new value of {name} holds NaN or infinity; nothing was changed")
+
+    def write(self) -> None:
+        """Copy every value into its destination's storage, then change structures."""
+        for _, destination, value in self.writes:
+            destination.copy_(value)
+        for action in self.actions:
+            action()
+
+
+@dataclass(frozen=True)
+class Reset:
+    """Base of all strategies. Subclasses plan changes; optimizer and target are treated as these fields
+    say.
+    """
+
+    name: ClassVar[str]
+    structural: ClassVar[bool] = False
+
+    optimizer: str = option(
+        "zero",
+        "optimizer state of the reset network: zero it (moments and step count) or keep it",
+        choices=("zero", "keep"),
+    )
+    target: str = option(
+        "sync",
+        "target network: copy the reset network into it, or keep it as it is",
+        choices=("sync", "keep"),
+    )
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            choices, value = each.metadata.get("choices"), getattr(self, each.name)
+            if choices is not None and value not in choices:
+                raise ValueError(f"{each.name} {value!r} is not one of {', '.join(map(str, choices))}")
+
+    def plan(self, slots: Mapping[str, NetworkSlot], batch: Any, generator: torch.Generator) -> Plan:
+        """Return the changes for all networks; writes nothing."""
+        raise NotImplementedError
+
+    def tracker(self) -> Any:
+        """What must watch every update for this strategy: a :class:`~fire.recycling.UnitTracker`, or None."""
+        return None
+
+
+@dataclass(frozen=True)
+class LayerwiseReset(Reset):
+    """A reset that gives each parameter one rule, by what the parameter is.
+
+    Attributes:
+        source: whether rules that need new weights get freshly drawn ones or the run's first weights.
+    """
+
+    source: str = option(
+        "redraw",
+        "where new weights come from: drawn anew, or the run's first weights",
+        choices=("redraw", "rewind"),
+    )
+
+    def rule_for(self, entry: Entry) -> Rule:
+        """The rule for one parameter."""
+        raise NotImplementedError
+
+    def plan(self, slots: Mapping[str, NetworkSlot], batch: Any, generator: torch.Generator) -> Plan:
+        groups: dict[Rule, list[Entry]] = defaultdict(list)
+        seen: set[int] = set()
+        plan = Plan()
+        for network, slot in slots.items():
+            entries = [entry for entry in entries_of(network, slot) if id(entry.parameter) not in seen]
+            seen.update(id(entry.parameter) for entry in entries)
+            rules = [self.rule_for(entry) for entry in entries]
+            if any(rule.needs_fresh for rule in rules):
+                fresh = slot.build(generator) if self.source == "redraw" else slot.initial()
+                entries = [_with_fresh(network, entry, fresh) for entry in entries]
+                plan.writes += self.buffer_writes(network, slot, fresh)
+            for rule, entry in zip(rules, entries, strict=True):
+                if not isinstance(rule, Keep):
+                    groups[rule].append(entry)
+        for rule, entries in groups.items():
+            values = rule(entries, generator)
+            plan.writes += [(e.name, e.parameter, value) for e, value in zip(entries, values, strict=True)]
+        return plan
+
+    def buffer_writes(self, network: str, slot: NetworkSlot, fresh: nn.Module) -> list[Write]:
+        """Changes of buffers, such as running statistics; none unless a subclass says otherwise."""
+        return []
+
+
+def entries_of(network: str, slot: NetworkSlot) -> list[Entry]:
+    """All parameters of a network that a reset may touch, each with its weight layer."""
+    weights = {id(layer.weight): layer for layer in slot.layers()}
+    biases = {id(layer.bias): layer for layer in slot.layers() if layer.bias is not None}
+    entries = []
+    for name, parameter in slot.named_parameters():
+        layer = weights.get(id(parameter)) or biases.get(id(parameter))
+        entries.append(Entry(f"{network}/{name}", parameter, layer, id(parameter) in weights))
+    return entries
+
+
+def _with_fresh(network: str, entry: Entry, fresh: nn.Module) -> Entry:
+    name = entry.name.removeprefix(f"{network}/")
+    return Entry(entry.name, entry.parameter, entry.layer, entry.is_weight, fresh.get_parameter(name))
+
+
+def check_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+    """Raise ValueError unless ``value`` lies in [low, high], or (low, high] with ``open_low``."""
+    if not (low < value <= high if open_low else low <= value <= high):
+        raise ValueError(f"{name} must lie in {'(' if open_low else '['}{low}, {high}], got {value}")

@@ -1,0 +1,62 @@
+"""DASH: shrink each weight vector by how badly it agrees with the direction of descent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from common.fields import option
+from fire.base import Plan, Reset, check_range, entries_of
+from fire.probe import leave_no_trace
+from fire.slot import NetworkSlot
+
+
+@dataclass(frozen=True)
+class DashReset(Reset):
+    """Direction-aware shrinking (Shin et al. 2024, DASH): w <- w * max(lambda, cos(w, -gradient)).
+
+    w is one kernel of a convolution, one row of another weight, or a whole bias or norm vector. The paper
+    averages the gradient over mini-batches of new data; here it is that of ``slot.loss`` on the one batch
+    given, so give a large one. Vectors that training would grow keep their length; the others shrink, down
+    to lambda.
+    """
+
+    name: ClassVar[str] = "dash"
+
+    min_shrink: float = option(
+        0.3, "smallest factor, the paper's lambda (FIRE's vision scripts: 0.05 to 0.3)", unit="0..1"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("min_shrink", self.min_shrink, 0, 1)
+
+    def plan(self, slots: Mapping[str, NetworkSlot], batch: Any, generator: torch.Generator) -> Plan:
+        plan = Plan()
+        for network, slot in slots.items():
+            entries = [entry for entry in entries_of(network, slot) if entry.parameter.requires_grad]
+            with leave_no_trace(slot), torch.enable_grad():
+                gradients = torch.autograd.grad(
+                    slot.loss(batch), [entry.parameter for entry in entries], allow_unused=True
+                )
+            for entry, gradient in zip(entries, gradients, strict=True):
+                weight = entry.parameter.detach()
+                gradient = torch.zeros_like(weight) if gradient is None else gradient
+                is_kernel = entry.is_weight and entry.layer.kind == "conv"
+                axes = tuple(range(2, weight.ndim)) if is_kernel else (-1,)
+                factor = direction_agreement(weight, -gradient, axes).clamp(min=self.min_shrink)
+                plan.writes.append((entry.name, entry.parameter, weight * factor))
+        return plan
+
+
+def direction_agreement(weight: Tensor, descent: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Cosine between ``weight`` and ``descent`` over ``axes``, kept as dimensions of size 1; 0 where either
+    is zero.
+    """
+    product = (weight * descent).sum(axes, keepdim=True)
+    size = weight.norm(dim=axes, keepdim=True) * descent.norm(dim=axes, keepdim=True)
+    return torch.where(size > 0, product / torch.where(size > 0, size, 1), 0)

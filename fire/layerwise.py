@@ -1,0 +1,163 @@
+"""Resets that treat every parameter by a rule: none, full, shrink and perturb, FIRE, and their variants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from common.fields import option
+from fire.base import LayerwiseReset, Plan, Reset, Write, check_range
+from fire.isometry import SCALES
+from fire.orthogonalize import METHODS, NULL_POLICIES
+from fire.rules import Entry, Keep, Orthogonalize, RandomOrthogonal, Redraw, Rule, ShrinkPerturb
+from fire.slot import NetworkSlot
+
+
+@dataclass(frozen=True)
+class NoReset(Reset):
+    """Change nothing: the baseline."""
+
+    name: ClassVar[str] = "none"
+
+    optimizer: str = option("keep", "optimizer state: keep it", choices=("keep",))
+    target: str = option("keep", "target network: keep it", choices=("keep",))
+
+    def plan(self, slots: Mapping[str, NetworkSlot], batch: Any, generator: torch.Generator) -> Plan:
+        return Plan()
+
+
+@dataclass(frozen=True)
+class FullReset(LayerwiseReset):
+    """Replace every parameter and buffer by those of a fresh network (Nikishin et al. 2022, arXiv
+    2205.07802).
+    """
+
+    name: ClassVar[str] = "full"
+
+    def rule_for(self, entry: Entry) -> Rule:
+        return Redraw()
+
+    def buffer_writes(self, network: str, slot: NetworkSlot, fresh: nn.Module) -> list[Write]:
+        values = dict(fresh.named_buffers())
+        return [(f"{network}/{name}", buffer, values[name]) for name, buffer in slot.named_buffers()]
+
+
+@dataclass(frozen=True)
+class ShrinkPerturbReset(LayerwiseReset):
+    """Shrink and perturb (Ash and Adams 2020, arXiv 1910.08475) on every parameter: c * old + (1 - c) *
+    fresh.
+    """
+
+    name: ClassVar[str] = "shrink_perturb"
+
+    shrink_factor: float = option(
+        0.2, "share of the old weights that is kept (0.2: FIRE's RL scripts; 0.8 in SR-SPR)", unit="0..1"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("shrink_factor", self.shrink_factor, 0, 1)
+
+    def rule_for(self, entry: Entry) -> Rule:
+        return ShrinkPerturb(self.shrink_factor)
+
+
+@dataclass(frozen=True)
+class FireReset(LayerwiseReset):
+    """FIRE (arXiv 2602.08040): every weight becomes the nearest isometry times its layer's scale.
+
+    Biases, norms, embeddings and buffers are kept, as in the authors' released code.
+    """
+
+    name: ClassVar[str] = "fire"
+
+    scale: str = option("paper", "singular value of the result, see docs/resets.md", choices=SCALES)
+    strength: float = option(1.0, "how far singular values move towards the scale; 1 is FIRE", unit="0..1")
+    method: str = option("polar", "exact polar factor, or an approximating iteration", choices=METHODS)
+    num_iters: int = option(10, "steps of newton_schulz or muon; polar ignores it", unit="steps")
+    null: str = option(
+        "random",
+        "directions the weight does not have: completed at random, left zero, or an error",
+        choices=NULL_POLICIES,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("strength", self.strength, 0, 1, open_low=True)
+        if self.num_iters < 1:
+            raise ValueError(f"num_iters must be at least 1, got {self.num_iters}")
+
+    def rule_for(self, entry: Entry) -> Rule:
+        return self.orthogonalize() if entry.is_weight else Keep()
+
+    def orthogonalize(self) -> Orthogonalize:
+        """The rule for weights."""
+        return Orthogonalize(self.scale, self.strength, self.method, self.num_iters, self.null)
+
+
+@dataclass(frozen=True)
+class OptimizerReset(Reset):
+    """Zero the optimizer state and change no weight: the control for every reset that also renews the
+    optimizer.
+    """
+
+    name: ClassVar[str] = "optimizer_only"
+
+    optimizer: str = option("zero", "optimizer state: zero it (moments and step count)", choices=("zero",))
+    target: str = option(
+        "keep", "target network: keep it, or copy the network into it", choices=("keep", "sync")
+    )
+
+    def plan(self, slots: Mapping[str, NetworkSlot], batch: Any, generator: torch.Generator) -> Plan:
+        return Plan()
+
+
+@dataclass(frozen=True)
+class SrDqnReset(ShrinkPerturbReset):
+    """Shrink and perturb the encoder, redraw the linear layers: SR-SPR's scheme (D'Oro et al. 2023) for a
+    DQN.
+
+    FIRE's DQN comparison calls it SR-DQN. Linear weights and biases are redrawn, everything else is mixed.
+    """
+
+    name: ClassVar[str] = "sr_dqn"
+
+    def rule_for(self, entry: Entry) -> Rule:
+        linear = entry.layer is not None and entry.layer.kind == "linear"
+        return Redraw() if linear else ShrinkPerturb(self.shrink_factor)
+
+
+@dataclass(frozen=True)
+class FireDqnReset(FireReset):
+    """FIRE on convolutions, linear layers redrawn: the DQN variant of FIRE's released code.
+
+    Biases of convolutions are kept. On a network without convolutions this is a full reset of its linear
+    layers.
+    """
+
+    name: ClassVar[str] = "fire_dqn"
+
+    def rule_for(self, entry: Entry) -> Rule:
+        if entry.layer is not None and entry.layer.kind == "linear":
+            return Redraw()
+        return super().rule_for(entry)
+
+
+@dataclass(frozen=True)
+class RandomOrthogonalReset(LayerwiseReset):
+    """Replace every weight by a Haar-random isometry times the layer's scale, whatever it was; the rest is
+    kept.
+
+    The control that separates FIRE's isometry from its closeness to the old weights (SFE).
+    """
+
+    name: ClassVar[str] = "random_orthogonal"
+
+    scale: str = option("paper", "singular value of the result, see docs/resets.md", choices=SCALES)
+
+    def rule_for(self, entry: Entry) -> Rule:
+        return RandomOrthogonal(self.scale) if entry.is_weight else Keep()

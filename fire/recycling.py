@@ -1,0 +1,263 @@
+"""Resets of single units: ReDo, continual backprop, self-normalised resets.
+
+ReDo looks at the network when asked. The other two watch it after every update: ``reset.tracker()`` returns
+an object whose ``after_update`` is called then and whose state belongs into the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from common.fields import option
+from fire.base import Plan, Reset, check_range
+from fire.metrics import dormant_units
+from fire.slot import NetworkSlot
+from fire.units import UnitGroup, outgoing_sums, recycle, unit_groups
+
+
+@dataclass(frozen=True)
+class RecyclingReset(Reset):
+    """Base of resets of single units. Their moments are always zeroed; ``optimizer`` says what happens to
+    the others.
+    """
+
+    optimizer: str = option(
+        "keep",
+        "optimizer state beyond the recycled units' moments: keep it or zero it",
+        choices=("keep", "zero"),
+    )
+    target: str = option(
+        "keep", "target network: keep it, or copy the network into it", choices=("keep", "sync")
+    )
+
+
+@dataclass(frozen=True)
+class ReDo(RecyclingReset):
+    """ReDo (Sokar et al. 2023, arXiv 2302.12902): recycle units whose normalised activation is at most the
+    threshold.
+
+    Incoming weights are drawn anew, bias and outgoing weights zeroed; output layers have no units of their
+    own.
+    """
+
+    name: ClassVar[str] = "redo"
+
+    dormancy_threshold: float = option(
+        0.1, "the paper's tau: 0.025 in its default DQN, 0.1 elsewhere", unit="share of the layer's mean"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("dormancy_threshold", self.dormancy_threshold, 0, float("inf"))
+
+    def plan(self, slots: Mapping[str, NetworkSlot], batch: Any, generator: torch.Generator) -> Plan:
+        plan = Plan()
+        for network, slot in slots.items():
+            marked = [
+                (group, dormant_units(group.activations, self.dormancy_threshold))
+                for group in unit_groups(slot, batch)
+            ]
+            plan.writes += recycle(network, slot, marked, slot.build(generator))
+        return plan
+
+
+@dataclass(frozen=True)
+class TrackedReset(RecyclingReset):
+    """Base of resets that act after every update through their tracker; applied on a schedule they do
+    nothing.
+    """
+
+    def plan(self, slots: Mapping[str, NetworkSlot], batch: Any, generator: torch.Generator) -> Plan:
+        return Plan()
+
+    def tracker(self) -> UnitTracker:
+        """A fresh tracker for one run."""
+        raise NotImplementedError
+
+
+class UnitTracker:
+    """Per-unit statistics of all networks, and the units to recycle after each update."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, dict[str, Tensor]] = {}
+
+    @torch.no_grad()
+    def after_update(
+        self, slots: Mapping[str, NetworkSlot], batch: Any, generator: torch.Generator
+    ) -> dict[str, int]:
+        """Update the statistics on ``batch``, recycle units and return how many in each network.
+
+        Draws from ``generator`` (a CPU generator) only; runs ``slot.forward`` once for each network.
+        """
+        counts = {}
+        devices = {p.device for slot in slots.values() for p in slot.module.parameters()}
+        with torch.random.fork_rng(devices=[device for device in devices if device.type == "cuda"]):
+            for network, slot in slots.items():
+                marked = [
+                    (group, self.select(f"{network}/{group.name}", group, generator))
+                    for group in unit_groups(slot, batch)
+                ]
+                counts[network] = sum(int(units.sum()) for _, units in marked)
+                if counts[network]:
+                    plan = Plan(recycle(network, slot, marked, slot.build(generator)))
+                    plan.check()
+                    plan.write()
+        return counts
+
+    def select(self, key: str, group: UnitGroup, generator: torch.Generator) -> Tensor:
+        """Update the statistics of one group and mark the units (members, units) to recycle."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Statistics by ``network/activation``, for the checkpoint."""
+        return {
+            key: {name: value.clone() for name, value in group.items()} for key, group in self.state.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Continue from :meth:`state_dict`."""
+        self.state = {
+            key: {name: value.clone() for name, value in group.items()} for key, group in state.items()
+        }
+
+
+@dataclass(frozen=True)
+class ContinualBackprop(TrackedReset):
+    """Continual backprop (Dohare et al. 2024, Nature 632): after each update recycle the least useful
+    mature units.
+
+    Utility u <- eta u + (1 - eta) E|h| sum|w_out|; each layer and member recycles ``replacement_rate`` of
+    its mature units (age above ``maturity``) per update, fractions carried over. torch's Adam counts steps
+    for each tensor, so a recycled unit's bias correction is that of its layer, where the paper restarts it.
+    """
+
+    name: ClassVar[str] = "cbp"
+
+    replacement_rate: float = option(
+        1e-4, "share of mature units recycled (FIRE's vision runs: 1e-4, 1e-5)", "1/update"
+    )
+    maturity: int = option(1000, "age from which a unit may be recycled (FIRE's vision runs)", "updates")
+    decay: float = option(0.99, "decay of the utility, the paper's eta", "0..1")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("replacement_rate", self.replacement_rate, 0, 1)
+        check_range("decay", self.decay, 0, 1)
+        check_range("maturity", self.maturity, 0, float("inf"))
+
+    def tracker(self) -> UnitTracker:
+        return UtilityTracker(self)
+
+
+class UtilityTracker(UnitTracker):
+    """Utility, age and carried-over fractions of continual backprop."""
+
+    def __init__(self, options: ContinualBackprop) -> None:
+        super().__init__()
+        self.options = options
+
+    def select(self, key: str, group: UnitGroup, generator: torch.Generator) -> Tensor:
+        size = group.activations.abs().mean(dim=1).double()  # (members, units)
+        state = self.state.setdefault(
+            key,
+            {
+                "utility": torch.zeros_like(size),
+                "age": torch.zeros_like(size),
+                "owed": torch.zeros_like(size[:, :1]),
+            },
+        )
+        decay = self.options.decay
+        state["utility"].mul_(decay).add_(size * outgoing_size(group), alpha=1 - decay)
+        state["age"] += 1
+
+        mature = state["age"] > self.options.maturity
+        state["owed"] += self.options.replacement_rate * mature.sum(dim=1, keepdim=True)
+        due = state["owed"].floor().clamp(max=mature.sum(dim=1, keepdim=True))
+        state["owed"] -= due
+        order = torch.where(mature, state["utility"], torch.inf).argsort(dim=1)
+        chosen = torch.zeros_like(mature).scatter(
+            1, order, torch.arange(size.shape[1], device=size.device) < due
+        )
+        for name in ("utility", "age"):
+            state[name].masked_fill_(chosen, 0)
+        return chosen
+
+
+def outgoing_size(group: UnitGroup) -> Tensor:
+    """sum |w_out| of every unit over all consumers, (members, units), float64."""
+    units = group.activations.shape[-1]
+    return sum(outgoing_sums(layer, layer.weight.detach().abs().double(), units) for layer in group.consumers)
+
+
+@dataclass(frozen=True)
+class SelfNormalizedReset(TrackedReset):
+    """Self-normalised resets (Farias and Jozefiak 2024, arXiv 2410.20098): recycle units silent for
+    unusually long.
+
+    A unit fires in an update if it is positive for some sample. It is recycled when its present silence
+    exceeds the ``percentile`` of its own past times between firings, or ``max_silence``. Times are kept in
+    bins that grow by 2^(1/4), so a threshold is exact to 19 %; a unit needs ``min_firings`` of them before
+    its percentile counts.
+    """
+
+    name: ClassVar[str] = "snr"
+
+    percentile: float = option(0.98, "rejection percentile (FIRE's vision runs: 0.92 to 0.99)", "0..1")
+    max_silence: int = option(
+        20_000, "silence after which any unit is recycled (FIRE's vision runs)", "updates"
+    )
+    min_firings: int = option(100, "past intervals a unit needs before its percentile counts", "firings")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("percentile", self.percentile, 0, 1)
+        check_range("max_silence", self.max_silence, 1, float("inf"))
+        check_range("min_firings", self.min_firings, 1, float("inf"))
+
+    def tracker(self) -> UnitTracker:
+        return SilenceTracker(self)
+
+
+class SilenceTracker(UnitTracker):
+    """Present silence and histogram of past intervals of every unit."""
+
+    BINS_PER_OCTAVE = 4
+
+    def __init__(self, options: SelfNormalizedReset) -> None:
+        super().__init__()
+        self.options = options
+
+    def bin_of(self, intervals: Tensor) -> Tensor:
+        """Index of the bin of each interval (at least 1)."""
+        return (intervals.clamp(min=1).log2() * self.BINS_PER_OCTAVE).round().long()
+
+    def select(self, key: str, group: UnitGroup, generator: torch.Generator) -> Tensor:
+        fired = (group.activations > 0).any(dim=1)  # (members, units)
+        longest = torch.tensor(float(self.options.max_silence), dtype=torch.float64)
+        num_bins = int(self.bin_of(longest)) + 1
+        state = self.state.setdefault(
+            key,
+            {
+                "silence": torch.zeros(fired.shape, dtype=torch.float64, device=fired.device),
+                "histogram": torch.zeros((*fired.shape, num_bins), dtype=torch.float64, device=fired.device),
+            },
+        )
+        silence, histogram = state["silence"], state["histogram"]
+        silence += 1
+        interval = self.bin_of(silence).clamp(max=num_bins - 1).unsqueeze(-1)
+        histogram.scatter_add_(-1, interval, fired.double().unsqueeze(-1))
+        silence.masked_fill_(fired, 0)
+
+        count = histogram.sum(-1)
+        below = (histogram.cumsum(-1) < self.options.percentile * count.unsqueeze(-1)).sum(-1)
+        threshold = torch.exp2((below + 0.5) / self.BINS_PER_OCTAVE)  # upper edge of the percentile's bin
+        judged = count >= self.options.min_firings
+        chosen = (judged & (silence > threshold)) | (silence > self.options.max_silence)
+        silence.masked_fill_(chosen, 0)
+        histogram.masked_fill_(chosen.unsqueeze(-1), 0)
+        return chosen

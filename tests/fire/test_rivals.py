@@ -1,0 +1,297 @@
+"""Values of the rival resets on networks small enough to check by hand."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from fire.dash import DashReset
+from fire.injection import InjectedHead, PlasticityInjection, restore_structure
+from fire.layerwise import FireDqnReset, RandomOrthogonalReset, SrDqnReset
+from fire.recycling import ContinualBackprop, ReDo, SelfNormalizedReset
+from fire.regularizers import l2_init, parseval
+from fire.resets import reset_networks
+from fire.slot import NetworkSlot
+from fire.units import unit_groups
+from tests.fire.fire_networks import ARCHITECTURES, batch_for, initialise, make_slot, train_step
+
+
+def generator(seed: int = 7) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def parameters(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+def slot_of(module: nn.Module, **options) -> NetworkSlot:
+    """A slot around ``module`` whose fresh networks have weights of 5 and biases of 6."""
+
+    def build(generator: torch.Generator) -> nn.Module:
+        fresh = copy.deepcopy(module)
+        with torch.no_grad():
+            for name, parameter in fresh.named_parameters():
+                parameter.fill_(5.0 if "weight" in name else 6.0)
+        return fresh
+
+    return NetworkSlot(
+        module=module,
+        optimizer=torch.optim.Adam(module.parameters(), lr=1e-3),
+        build=build,
+        initial=lambda: build(generator()),
+        forward=lambda batch: module(batch),
+        loss=lambda batch: module(batch).square().mean(),
+        **options,
+    )
+
+
+# ---- units ----
+
+
+def test_unit_groups_of_a_residual_network() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inp, self.norm = nn.Linear(3, 4), nn.LayerNorm(4)
+            self.fc1, self.relu, self.fc2 = nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)
+            self.body, self.tanh = nn.Linear(4, 6), nn.Tanh()
+            self.mean, self.log_std = nn.Linear(6, 2), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.inp(x)
+            x = x + self.fc2(self.relu(self.fc1(self.norm(x))))
+            x = self.tanh(self.body(x))
+            return self.mean(x) + self.log_std(x)
+
+    groups = unit_groups(slot_of(Residual(), heads=("mean", "log_std")), torch.randn(5, 3))
+    flow = [(g.name, g.producer.name, tuple(c.name for c in g.consumers)) for g in groups]
+    assert flow == [("relu", "fc1", ("fc2",)), ("tanh", "body", ("mean", "log_std"))]
+
+
+def test_redo_on_neighbouring_layers_leaves_zero_between_recycled_units() -> None:
+    module = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1))
+    with torch.no_grad():
+        for layer in (module[0], module[2], module[4]):
+            layer.weight.fill_(1.0)
+            layer.bias.fill_(0.5)
+        module[0].bias[1] = module[2].bias[2] = -1e3
+    slot = slot_of(module)
+    slot.loss(torch.rand(8, 2)).backward()
+    slot.optimizer.step()
+    with torch.no_grad():
+        for state in slot.optimizer.state.values():
+            state["exp_avg"].fill_(9.0)
+            state["exp_avg_sq"].fill_(9.0)
+        module[0].weight.fill_(1.0)
+        module[2].weight.fill_(1.0)
+        module[4].weight.fill_(1.0)
+    reset_networks({"q": slot}, ReDo(dormancy_threshold=0.0), torch.rand(8, 2), generator())
+    assert module[0].weight.tolist() == [[1, 1], [5, 5], [1, 1]]
+    assert module[0].bias[1] == 0 and module[2].bias[2] == 0 and module[0].bias[0] != 0
+    # unit 2 gets fresh incoming weights, except from unit 1, which was recycled itself
+    assert module[2].weight.tolist() == [[1, 0, 1], [1, 0, 1], [5, 0, 5]]
+    assert module[4].weight.tolist() == [[1, 1, 0]]
+    moments = slot.optimizer.state[module[2].weight]
+    for key in ("exp_avg", "exp_avg_sq"):
+        assert moments[key].tolist() == [[9, 0, 9], [9, 0, 9], [0, 0, 0]]
+    assert moments["step"] == 1
+
+
+def test_redo_of_a_channel_zeroes_its_flattened_inputs() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
+    with torch.no_grad():
+        module[0].weight.fill_(1.0)
+        module[0].bias.copy_(torch.tensor([0.0, -1e3]))
+        module[3].weight.fill_(1.0)
+    reset_networks({"q": slot_of(module)}, ReDo(), torch.rand(4, 1, 3, 3), generator())
+    assert module[0].weight.flatten(1).tolist() == [[1] * 4, [5] * 4]
+    assert module[3].weight.tolist() == [[1] * 4 + [0] * 4] * 3
+
+
+def test_redo_recycles_members_of_an_ensemble_separately() -> None:
+    slot = make_slot("twin")
+    with torch.no_grad():
+        slot.module.fc1.bias[1, 3] = -1e3
+    before = parameters(slot.module)
+    reset_networks({"c": slot}, ReDo(dormancy_threshold=0.0), batch_for("twin"), generator())
+    changed = (slot.module.fc1.weight != before["fc1.weight"]).any(-1)
+    assert changed.nonzero().tolist() == [[1, 3]]
+    assert (slot.module.fc2.weight[1, :, 3] == 0).all() and (slot.module.fc2.weight[0, :, 3] != 0).all()
+
+
+# ---- layerwise variants ----
+
+
+def test_sr_dqn_and_fire_dqn_treat_convolutions_and_linear_layers_apart() -> None:
+    for reset in (SrDqnReset(shrink_factor=0.4), FireDqnReset()):
+        slot = make_slot("conv")
+        before = parameters(slot.module)
+        reset_networks({"q": slot}, reset, None, generator())
+        fresh = parameters(slot.build(generator()))
+        now = parameters(slot.module)
+        for name in ("6.weight", "6.bias", "8.weight", "8.bias"):
+            assert torch.equal(now[name], fresh[name])
+        if isinstance(reset, SrDqnReset):
+            torch.testing.assert_close(now["0.weight"], 0.4 * before["0.weight"] + 0.6 * fresh["0.weight"])
+        else:
+            assert torch.equal(now["0.bias"], before["0.bias"])
+            values = torch.linalg.svdvals(now["3.weight"][:, :, 1, 1].double())
+            torch.testing.assert_close(values, torch.full_like(values, (6 / 8) ** 0.5 / 4), rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("kind", list(ARCHITECTURES))
+def test_random_orthogonal_has_fires_spectrum_and_forgets_the_weights(kind: str) -> None:
+    first, second = make_slot(kind, seed=0), make_slot(kind, seed=1)
+    for slot in (first, second):
+        reset_networks({"q": slot}, RandomOrthogonalReset(), None, generator())
+    for a, b in zip(first.layers(), second.layers(), strict=True):
+        assert torch.equal(a.weight, b.weight)
+        values = torch.linalg.svdvals(a.matrices().double())
+        torch.testing.assert_close(values, values.mean().expand_as(values), rtol=2e-6, atol=0)
+
+
+# ---- DASH ----
+
+
+def test_dash_by_hand() -> None:
+    module = nn.Linear(2, 3, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[1.0, 0.0], [3.0, 4.0], [0.0, 2.0]]))
+    direction = torch.tensor([[2.0, 0.0], [-3.0, -4.0], [2.0, 2.0]])
+    slot = slot_of(module)
+    slot.loss = lambda batch: -(module.weight * direction).sum()
+    reset_networks({"q": slot}, DashReset(min_shrink=0.1), None, generator())
+    expected = torch.tensor([[1.0, 0.0], [0.3, 0.4], [0.0, 2.0 * 0.5**0.5]])
+    torch.testing.assert_close(module.weight.detach(), expected)
+
+
+# ---- plasticity injection ----
+
+
+@pytest.mark.parametrize("kind", list(ARCHITECTURES))
+def test_injection_preserves_outputs_exactly_and_learns_only_the_new_head(kind: str) -> None:
+    slot, batch = make_slot(kind), batch_for(kind)
+    slot.module.eval()
+    before = slot.module(batch)
+    learning = sum(p.numel() for p in slot.module.parameters() if p.requires_grad)
+    for repetition in range(2):
+        reset_networks({"q": slot}, PlasticityInjection(), batch, generator(repetition))
+        assert torch.equal(slot.module(batch), before)
+        assert torch.equal(slot.target.eval()(batch), before)
+        assert sum(p.numel() for p in slot.module.parameters() if p.requires_grad) == learning
+    head = slot.module.head if kind == "twin" else slot.module[-1]
+    frozen = parameters(head.old), parameters(head.start)
+    train_step(slot, batch)
+    assert not torch.equal(slot.module.eval()(batch), before)
+    for part, values in zip((head.old, head.start), frozen, strict=True):
+        assert all(torch.equal(values[name], value) for name, value in part.named_parameters())
+
+
+def test_injected_structure_is_restored_from_a_state_dict() -> None:
+    slot, batch = make_slot("mlp"), batch_for("mlp")
+    for repetition in range(2):
+        reset_networks({"q": slot}, PlasticityInjection(), batch, generator(repetition))
+    train_step(slot, batch)
+    saved = copy.deepcopy((slot.module.state_dict(), slot.target.state_dict(), slot.optimizer.state_dict()))
+    other = make_slot("mlp", seed=3)
+    restore_structure(other, saved[0])
+    for part, state in zip((other.module, other.target, other.optimizer), saved, strict=True):
+        part.load_state_dict(state)
+    for s in (slot, other):
+        train_step(s, batch)
+    assert isinstance(other.module[5], InjectedHead) and isinstance(other.module[5].old, InjectedHead)
+    for name, value in slot.module.state_dict().items():
+        assert torch.equal(value, other.module.state_dict()[name])
+    flags = [[p.requires_grad for p in s.module.parameters()] for s in (slot, other)]
+    assert flags[0] == flags[1]
+
+
+# ---- continual backprop and self-normalised resets ----
+
+
+def test_continual_backprop_recycles_the_least_useful_mature_units_at_its_rate() -> None:
+    module = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 1))
+    with torch.no_grad():
+        module[0].weight.fill_(1.0)
+        module[0].bias.zero_()
+        module[2].weight.copy_(torch.tensor([[3.0, -0.1, 2.0, -4.0]]))
+    slot = slot_of(module)
+    tracker = ContinualBackprop(replacement_rate=0.125, maturity=2).tracker()
+    batch = torch.ones(4, 1)
+    counts = [tracker.after_update({"q": slot}, batch, generator())["q"] for _ in range(4)]
+    # Four mature units from the third update on owe half a unit each: one unit after the fourth.
+    assert counts == [0, 0, 0, 1]
+    assert module[0].weight.flatten().tolist() == [1, 5, 1, 1]
+    assert module[2].weight.flatten().tolist() == [3, 0, 2, -4]
+    assert tracker.state["q/1"]["age"].tolist() == [[4, 0, 4, 4]]
+    utility = 3 * (1 - 0.99**4)
+    assert tracker.state["q/1"]["utility"][0, 0].item() == pytest.approx(utility)
+
+
+def test_self_normalized_resets_judge_a_unit_by_its_own_past() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    with torch.no_grad():
+        module[0].weight.copy_(torch.eye(2))
+        module[0].bias.zero_()
+    slot = slot_of(module)
+    tracker = SelfNormalizedReset(percentile=0.9, min_firings=10, max_silence=100).tracker()
+    recycled = []
+    for step in range(200):
+        active = [1.0, 1.0 if step % 20 == 0 else -1.0]  # unit 0 fires always, unit 1 every 20 updates
+        if step >= 190:
+            active[0] = -1.0
+        tracker.after_update({"q": slot}, torch.tensor([active]), generator())
+        if not torch.equal(module[0].weight[0], torch.tensor([1.0, 0.0])):
+            recycled.append(step)
+            break
+    assert recycled == [191]  # second silent update of a unit that never was silent for two
+    assert torch.equal(module[0].weight[1], torch.tensor([0.0, 1.0]))
+
+
+@pytest.mark.parametrize(
+    "reset", [ContinualBackprop(replacement_rate=0.2, maturity=1), SelfNormalizedReset(max_silence=2)]
+)
+@pytest.mark.parametrize("kind", list(ARCHITECTURES))
+def test_trackers_resume_where_they_stopped_and_draw_from_the_generator_alone(reset, kind: str) -> None:
+    slot = make_slot(kind)
+    tracker = reset.tracker()
+    assert set(tracker.after_update({"net": slot}, batch_for(kind), generator(0))) == {"net"}
+    copied = copy.deepcopy(slot.module.state_dict()), copy.deepcopy(slot.optimizer.state_dict())
+    resumed_slot, resumed = make_slot(kind, seed=4), reset.tracker()
+    resumed_slot.module.load_state_dict(copied[0])
+    resumed_slot.optimizer.load_state_dict(copied[1])
+    resumed.load_state_dict(tracker.state_dict())
+    random_state = torch.random.get_rng_state()
+    for step in range(4):
+        tracker.after_update({"net": slot}, batch_for(kind, step), generator(step))
+        resumed.after_update({"net": resumed_slot}, batch_for(kind, step), generator(step))
+    assert torch.equal(random_state, torch.random.get_rng_state())
+    for name, value in slot.module.state_dict().items():
+        assert torch.equal(value, resumed_slot.module.state_dict()[name])
+
+
+# ---- regularizers ----
+
+
+def test_l2_init_and_its_gradient() -> None:
+    module = initialise(nn.Linear(3, 2), generator())
+    initial = {name: value - 0.5 for name, value in parameters(module).items()}
+    loss = l2_init(module, initial, strength=0.1)
+    assert loss.item() == pytest.approx(0.5 * 0.1 * 8 * 0.25)
+    loss.backward()
+    torch.testing.assert_close(module.weight.grad, torch.full((2, 3), 0.05))
+
+
+def test_parseval_vanishes_on_orthogonal_rows_and_leaves_the_head_alone() -> None:
+    module = nn.Sequential(nn.Conv2d(2, 4, 2), nn.Flatten(), nn.Linear(4, 3))
+    nn.init.orthogonal_(module[0].weight)
+    assert parseval(module, 1.0).item() == pytest.approx(0, abs=1e-10)
+    with torch.no_grad():
+        module[0].weight.mul_(2)
+        module[2].weight.fill_(7.0)
+    assert parseval(module, 0.5).item() == pytest.approx(0.5 * 4 * 9, rel=1e-5)
+    parseval(module, 0.5).backward()
+    assert module[0].weight.grad.abs().sum() > 0 and module[2].weight.grad is None
