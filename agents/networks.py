@@ -32,6 +32,9 @@ class ObservationNormalizer(nn.Module):
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("var", torch.ones(size, dtype=torch.float64))
         self.register_buffer("count", torch.tensor(1e-4, dtype=torch.float64))
+        # What `forward` needs of the statistics, in its own precision: it runs far more often than `update`.
+        self.register_buffer("shift", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
 
     @torch.no_grad()
     def update(self, obs: Tensor) -> None:
@@ -44,10 +47,11 @@ class ObservationNormalizer(nn.Module):
         self.var.copy_((within + delta.square() * self.count * size / total) / total)
         self.mean.add_(delta * size / total)
         self.count.copy_(total)
+        self.shift.copy_(self.mean)
+        self.scale.copy_((self.var + 1e-8).rsqrt())
 
     def forward(self, obs: Tensor) -> Tensor:
-        scale = (self.var + 1e-8).rsqrt()
-        return (obs - self.mean.to(obs.dtype)) * scale.to(obs.dtype)
+        return (obs - self.shift) * self.scale
 
 
 class EnsembleLinear(nn.Module):

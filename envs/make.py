@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Iterator
 
 import gymnasium as gym
@@ -42,6 +43,9 @@ def make_env(env_id: str, action_repeat: int = 1, render_mode: str | None = None
         EnvError: unknown id, missing dependency, unsupported spaces.
     """
     resolved = resolve_env_id(env_id)
+    if render_mode == "rgb_array":
+        # Without it pygame, which draws the classic-control tasks, complains about a missing display.
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     rendering = {} if render_mode is None else {"render_mode": render_mode}
     try:
         env = gym.make(resolved, disable_env_checker=True, **rendering)
