@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from envs.humanoid.vector import HumanoidVectorEnv
 from envs.make import EnvError, agent_steps, make_env, resolve_env_id
 
 # First word of numpy.random.SeedSequence's spawn_key: which consumer a stream belongs to.
@@ -62,15 +63,16 @@ class VecEnv:
         self.num_envs = num_envs
         self.action_repeat = action_repeat
         self.max_episode_steps = agent_steps(gym.spec(self.env_id).max_episode_steps, action_repeat)
-        # Only sub-environment 0 is ever drawn; a renderer for each of the others would cost a GL context.
-        self._vector = SyncVectorEnv(
-            [
-                lambda mode=render_mode if index == 0 else None: make_env(self.env_id, action_repeat, mode)
-                for index in range(num_envs)
-            ],
-            copy=False,
-            autoreset_mode=AutoresetMode.DISABLED,
-        )
+        self._vector = _native_vector(self.env_id, num_envs, action_repeat, render_mode)
+        self._is_native = self._vector is not None
+        if self._vector is None:
+            # Only sub-environment 0 is ever drawn; a renderer for each of the others would cost a GL context.
+            modes = [render_mode, *[None] * (num_envs - 1)]
+            self._vector = SyncVectorEnv(
+                [lambda mode=mode: make_env(self.env_id, action_repeat, mode) for mode in modes],
+                copy=False,
+                autoreset_mode=AutoresetMode.DISABLED,
+            )
         space = self._vector.single_observation_space
         with np.errstate(over="ignore"):  # a float64 bound beyond float32 is no bound: infinity
             self.observation_space = spaces.Box(
@@ -78,6 +80,7 @@ class VecEnv:
             )
         self.action_space = self._vector.single_action_space
         self._discrete = isinstance(self.action_space, spaces.Discrete)
+        self._render_mode = render_mode
         self._seed: int | None = None
 
     def reset(self, seed: int) -> np.ndarray:
@@ -90,6 +93,7 @@ class VecEnv:
         self._random_draws = 0
         self._episode = np.zeros(self.num_envs, dtype=np.int64)
         self._episode_return = np.zeros(self.num_envs, dtype=np.float64)
+        self._length = np.zeros(self.num_envs, dtype=np.int64)
         self._actions: list[list[np.ndarray]] = [[] for _ in range(self.num_envs)]
         self._obs = self._reset_where(np.ones(self.num_envs, dtype=np.bool_))
         return self._obs.copy()
@@ -110,17 +114,20 @@ class VecEnv:
         next_obs = np.array(next_obs, dtype=np.float32)
         truncated = truncated & ~terminated
         self._episode_return += reward
-        for index in range(self.num_envs):
-            self._actions[index].append(actions[index])
+        self._length += 1
+        if not self._is_native:
+            for index in range(self.num_envs):
+                self._actions[index].append(actions[index])
 
         ended = terminated | truncated
         episodes = []
         if ended.any():
             for index in np.flatnonzero(ended).tolist():
-                total = float(self._episode_return[index])
-                episodes.append(Episode(index, total, len(self._actions[index])))
-                self._episode_return[index] = 0.0
+                length = int(self._length[index])
+                episodes.append(Episode(index, float(self._episode_return[index]), length))
                 self._actions[index] = []
+            self._episode_return[ended] = 0.0
+            self._length[ended] = 0
             self._episode += ended
             self._obs = np.where(ended[:, None], self._reset_where(ended), next_obs)
         else:
@@ -139,10 +146,9 @@ class VecEnv:
 
     def render(self) -> np.ndarray:
         """Return a picture of sub-environment 0, (height, width, 3) uint8 (``render_mode="rgb_array"``)."""
-        frame = self._vector.envs[0].render()
-        if not isinstance(frame, np.ndarray):
+        if self._render_mode is None:
             raise EnvError(f"{self.env_id} was not built with render_mode='rgb_array'")
-        return frame
+        return self._vector.picture(0) if self._is_native else self._vector.envs[0].render()
 
     @property
     def frames_per_second(self) -> float:
@@ -152,11 +158,10 @@ class VecEnv:
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on bit for bit, the episodes under way included.
 
-        Arrays, ints, strings and lists only. An environment with ``get_state`` and ``set_state`` is saved as
-        it stands, any other as the actions since its last reset, which grow with the length of the episode.
+        Arrays, ints, strings and lists only. A native environment is saved as it stands, any other as the actions
+        since its last reset, which grow with the length of the episode.
         """
         self._require_reset()
-        native = self._native()
         return {
             "env_id": self.env_id,
             "num_envs": self.num_envs,
@@ -165,9 +170,10 @@ class VecEnv:
             "random_draws": self._random_draws,
             "episode": self._episode.copy(),
             "episode_return": self._episode_return.copy(),
+            "episode_length": self._length.copy(),
             "obs": self._obs.copy(),
             "actions": [self._taken(index) for index in range(self.num_envs)],
-            "native": [env.get_wrapper_attr("get_state")() for env in self._vector.envs] if native else [],
+            "native": self._vector.get_state() if self._is_native else np.zeros(0),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> np.ndarray:
@@ -185,15 +191,14 @@ class VecEnv:
         self._random_draws = int(state["random_draws"])
         self._episode = _array(state["episode"], np.int64)
         self._episode_return = _array(state["episode_return"], np.float64)
+        self._length = _array(state["episode_length"], np.int64)
         self._obs = _array(state["obs"], np.float32)
         self._actions = [list(_array(taken, self.action_space.dtype)) for taken in state["actions"]]
         reached = self._reset_where(np.ones(self.num_envs, dtype=np.bool_))
+        if self._is_native:
+            self._vector.set_state(_array(state["native"], np.float64))
+            return
         for index, env in enumerate(self._vector.envs):
-            if len(state["native"]) > 0:
-                env.get_wrapper_attr("set_state")(np.asarray(state["native"][index]))
-                if self.max_episode_steps is not None:  # TimeLimit is a layer above the native state
-                    env.set_wrapper_attr("_elapsed_steps", len(self._actions[index]) * self.action_repeat)
-                continue
             for action in self._actions[index]:
                 reached[index] = env.step(action)[0]
             if not np.array_equal(reached[index], self._obs[index], equal_nan=True):
@@ -244,12 +249,26 @@ class VecEnv:
         actions = np.array(self._actions[index], dtype=self.action_space.dtype)
         return actions.reshape(-1, *self.action_space.shape)
 
-    def _native(self) -> bool:
-        return all(hasattr(env.unwrapped, "get_state") for env in self._vector.envs)
-
     def _require_reset(self) -> None:
         if self._seed is None:
             raise RuntimeError("VecEnv: call reset(seed) or load_state_dict(state) first")
+
+
+def _native_vector(
+    env_id: str, num_envs: int, action_repeat: int, render_mode: str | None
+) -> HumanoidVectorEnv | None:
+    """Return the batched form of a native environment, which also saves and restores its state; None for others."""
+    spec = gym.spec(env_id)
+    if spec.vector_entry_point != "envs.humanoid.vector:HumanoidVectorEnv":
+        return None
+    return HumanoidVectorEnv(
+        spec.kwargs["task"],
+        num_envs,
+        action_repeat,
+        spec.max_episode_steps,
+        autoreset_mode=AutoresetMode.DISABLED,
+        render_mode=render_mode,
+    )
 
 
 def _array(saved: Any, dtype: np.typing.DTypeLike) -> np.ndarray:

@@ -10,6 +10,7 @@ for _task in TASKS.values():
     gym.register(
         id=f"h1-{_task.name}-v0",
         entry_point="envs.humanoid.env:HumanoidEnv",
+        vector_entry_point="envs.humanoid.vector:HumanoidVectorEnv",
         max_episode_steps=_task.max_episode_steps,
         kwargs={"task": _task.name},
     )

@@ -18,7 +18,7 @@ SPEED = 1.0  # m/s
 class Climbing(Task):
     """Keep the head above both feet, wherever these stand, and move forward."""
 
-    success = 700.0
+    success, camera = 700.0, "hurdle"
 
     def reward(self, readings: Readings, memory: np.ndarray) -> tuple[np.ndarray, Components]:
         parts = {

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
-import mujoco
 import numpy as np
 from gymnasium import spaces
 
 from envs.humanoid.robot import JOINTS
 from envs.humanoid.scene import FRAME_SKIP, TIMESTEP
 from envs.humanoid.simulation import Simulation, scene
-from envs.rendering import select_gl_backend
+from envs.humanoid.view import View
 
 
 class HumanoidEnv(gym.Env):
@@ -42,8 +41,7 @@ class HumanoidEnv(gym.Env):
             raise ValueError(f"h1-{task} renders as 'rgb_array' only, got render_mode={render_mode!r}")
         self._scene = scene(task)
         self._simulation = Simulation(self._scene)
-        self._size = (height, width)
-        self._renderer: mujoco.Renderer | None = None
+        self._view = View(self._scene, width, height)
         self.render_mode = render_mode
         self.observation_space = spaces.Box(-np.inf, np.inf, (self._scene.observation_size,), np.float64)
         self.action_space = spaces.Box(-1, 1, (len(JOINTS),), np.float32)
@@ -83,11 +81,7 @@ class HumanoidEnv(gym.Env):
         """
         if self.render_mode is None:
             return None
-        if self._renderer is None:
-            select_gl_backend()
-            self._renderer = mujoco.Renderer(self._scene.model, *self._size)
-        self._renderer.update_scene(self._simulation.data, camera=self._scene.task.camera)
-        return self._renderer.render()
+        return self._view.picture(self._simulation.data)
 
     def get_state(self) -> np.ndarray:
         """Return the simulation's state, one float64 vector; see ``Simulation.get_state``."""
@@ -98,10 +92,8 @@ class HumanoidEnv(gym.Env):
         self._simulation.set_state(state)
 
     def close(self) -> None:
-        """Free the renderer."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        """Free what pictures needed."""
+        self._view.close()
 
     def _observation(self) -> np.ndarray:
         return self._scene.task.observation(self._simulation.readings, self._simulation.memory)

@@ -65,7 +65,7 @@ class Hurdle(Task):
 class Pole(Task):
     """Walk at 0.5 m/s through a forest of thin poles without touching them."""
 
-    name, success = "pole", 700.0
+    name, success, camera = "pole", 700.0, "hurdle"
     speed = 0.5
 
     def add_scenery(self, spec: mujoco.MjSpec) -> None:
