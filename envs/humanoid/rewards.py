@@ -5,6 +5,7 @@ Definition: ``tolerance`` of the DeepMind Control Suite (Tassa et al. 2018, sect
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -37,12 +38,17 @@ def tolerance(
     maximum = np.maximum
     if np.ndim(x) == 0:  # a single environment: Python's arithmetic is ten times cheaper on single numbers
         x, maximum = float(x), max
-    beyond = maximum(maximum(lower - x, x - upper), 0.0)
+    if lower == upper:
+        beyond = abs(x - lower)
+    elif upper == INFINITY:
+        beyond = maximum(lower - x, 0.0)
+    else:
+        beyond = maximum(maximum(lower - x, x - upper), 0.0)
     if margin == 0.0:
         return (beyond <= 0.0) * 1.0
     distance = beyond / margin
     if sigmoid == "gaussian":
-        return np.exp(np.log(value_at_margin) * distance**2)
+        return np.exp(math.log(value_at_margin) * distance**2)
     if sigmoid == "linear":
         return maximum(1.0 - (1.0 - value_at_margin) * distance, 0.0)
     if sigmoid == "quadratic":

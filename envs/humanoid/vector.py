@@ -92,6 +92,8 @@ class HumanoidVectorEnv(VectorEnv):
         self._memory = np.zeros((num_envs, self._task.memory_size))
         for simulation, memory in zip(self._simulations, self._memory, strict=True):
             simulation.memory = memory  # a row of the batch: tasks update it for all at once
+        self._everyone = np.ones(num_envs, dtype=np.bool_)
+        self._everyone.setflags(write=False)  # handed out as a mask
         self._elapsed = np.zeros(num_envs, dtype=np.int64)  # frames since the reset
         self._ended = np.ones(num_envs, dtype=np.bool_)  # awaits a reset
 
@@ -249,11 +251,13 @@ class HumanoidVectorEnv(VectorEnv):
 
     def _note(self, infos: dict[str, Any], components: Components, running: np.ndarray) -> None:
         """Write the parts of the reward into Gymnasium's vector infos: arrays, and masks of who has them."""
+        everyone = running.size == self.num_envs
         for name, values in components.items():
-            if name not in infos:
-                infos[name] = np.zeros(self.num_envs)
-                infos[f"_{name}"] = np.ones(self.num_envs, dtype=np.bool_)
-            infos[name][running] = values
+            if everyone:
+                infos[name], infos[f"_{name}"] = values, self._everyone
+            else:
+                infos[name] = infos[name].copy()
+                infos[name][running] = values
 
     def _autoreset(self, observations: np.ndarray, infos: dict[str, Any]) -> None:
         """Reset what has ended; ``observations`` get the first ones of the new episodes, ``infos`` the last ones."""
