@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fire.layers import weight_layers
+from fire.slot import NetworkSlot
 
 
 def l2_init(module: nn.Module, initial: Mapping[str, Tensor], strength: float) -> Tensor:
@@ -49,3 +50,26 @@ def parseval(module: nn.Module, strength: float, scale: float = 1.0) -> Tensor:
             identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
             terms.append((gram - scale * identity).square().sum())
     return strength * torch.stack(terms).sum() if terms else torch.zeros(())
+
+
+class Regularizer:
+    """The terms that are switched on for one network; calling it gives their sum, 0 where none is.
+
+    Args:
+        l2_init_strength, parseval_strength: factors of the two terms; 0 leaves a term out.
+        slot: the network, with its first weights.
+    """
+
+    def __init__(self, l2_init_strength: float, parseval_strength: float, slot: NetworkSlot) -> None:
+        self._l2_init = l2_init_strength
+        self._parseval = parseval_strength
+        self._module = slot.module
+        self._initial = dict(slot.initial().named_parameters()) if l2_init_strength else {}
+
+    def __call__(self) -> Tensor | float:
+        total: Tensor | float = 0.0
+        if self._l2_init:
+            total = total + l2_init(self._module, self._initial, self._l2_init)
+        if self._parseval:
+            total = total + parseval(self._module, self._parseval)
+        return total

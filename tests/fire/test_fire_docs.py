@@ -28,7 +28,7 @@ def test_every_reset_is_in_the_table_and_has_a_valid_yaml() -> None:
         content = path.read_text()
         assert content.startswith("# "), path
         options = dict(yaml.safe_load(content)["reset"])
-        name = options.pop("name")
+        name = options.pop("strategy")
         options.pop("temperature", None)  # a key of the agent, beside the strategy's own
         REGISTRY[name](**options)
         named.add(path.stem)
