@@ -176,8 +176,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--num-seeds", type=int, default=10)
-    parser.add_argument("--num-tasks", type=int, default=30)
+    parser.add_argument("--num-seeds", type=int, default=8)
+    parser.add_argument("--num-tasks", type=int, default=20)
     parser.add_argument("--steps", type=int, default=400, help="gradient updates per task")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--output", type=Path, help="path of the result files, without ending")

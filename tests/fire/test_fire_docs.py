@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fire.diagnostics import DIAGNOSTIC_KEYS
 from fire.metrics import METRIC_KEYS
 from fire.report import RESET_KEYS
 from fire.resets import REGISTRY
@@ -19,6 +20,13 @@ ROOT = Path(__file__).parents[2]
 def test_documented_keys_are_the_keys(page: str, keys: tuple[str, ...]) -> None:
     text = (ROOT / "docs" / page).read_text()
     assert set(re.findall(r"^\| `((?:plasticity|reset)/[^`]*)`", text, re.MULTILINE)) == set(keys)
+
+
+def test_documented_diagnostics_are_the_diagnostics() -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    rare = text[text.index("## Rare") :]
+    documented = {f"plasticity/<network>/{name}" for name in re.findall(r"^\| `([^`]*)`", rare, re.MULTILINE)}
+    assert documented == set(DIAGNOSTIC_KEYS)
 
 
 def test_every_reset_is_in_the_table_and_has_a_valid_yaml() -> None:
