@@ -30,15 +30,22 @@ def dfi(matrices: Tensor, scale: Tensor | float = 1.0) -> Tensor:
     Returns:
         (...), float64. Zero exactly for ``scale`` times an isometry.
     """
-    matrices = (
-        matrices.double()
-        / torch.as_tensor(scale, dtype=torch.float64, device=matrices.device)[..., None, None]
-    )
-    if matrices.shape[-2] < matrices.shape[-1]:
-        matrices = matrices.mT
-    gram = matrices.mT @ matrices
-    gram.diagonal(dim1=-2, dim2=-1).sub_(1)
-    return gram.square().sum(dim=(-2, -1))
+    return dfi_of_gram(short_gram(matrices), scale)
+
+
+def short_gram(matrices: Tensor) -> Tensor:
+    """Gram matrix of the short side of each matrix, (..., m, n) to (..., k, k) with k = min(m, n), float64."""
+    matrices = matrices.double()
+    matrices = matrices.mT if matrices.shape[-2] < matrices.shape[-1] else matrices
+    return matrices.mT @ matrices
+
+
+def dfi_of_gram(gram: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+    """:func:`dfi` from the result of :func:`short_gram`, for several scales at the price of one."""
+    scale = torch.as_tensor(scale, dtype=torch.float64, device=gram.device)
+    excess = gram / scale.square()[..., None, None]
+    excess.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return excess.square().sum(dim=(-2, -1))
 
 
 def layer_scale(layer: WeightLayer, convention: str = "paper", polar: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fire.isometry import dfi, layer_scale
+from fire.isometry import dfi_of_gram, layer_scale, short_gram
 from fire.probe import leave_no_trace, probe
 from fire.slot import NetworkSlot
 
@@ -115,9 +115,9 @@ def measure(
 def _weights(slot: NetworkSlot) -> dict[str, float]:
     scalars: dict[str, float] = {"dfi": 0.0, "dfi_scaled": 0.0}
     for layer in slot.layers():
-        matrices = layer.matrices()
+        gram = short_gram(layer.matrices())
         for key, scale in (("dfi", 1.0), ("dfi_scaled", layer_scale(layer, "paper"))):
-            scalars[f"{key}/{layer.name}"] = float(dfi(matrices, scale).sum())
+            scalars[f"{key}/{layer.name}"] = float(dfi_of_gram(gram, scale).sum())
             scalars[key] += scalars[f"{key}/{layer.name}"]
         scalars[f"weight_norm/{layer.name}"] = _norm_per_member([layer.weight.detach()], slot.ensemble_size)
     scalars["weight_norm"] = _norm_per_member(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fire.isometry import dfi, sfe
+from fire.isometry import dfi_of_gram, sfe, short_gram
 from fire.layers import WeightLayer
 
 QUANTITIES = (
@@ -84,19 +84,18 @@ def describe(network: str, layer: WeightLayer, after: Tensor, scale: Tensor) -> 
     scaled DfI.
     """
     before = layer.weight.detach()
-
-    def deviation(weight: Tensor, scale: Tensor | float) -> float:
-        return float(dfi(layer.matrices(weight), scale).sum())
-
+    grams = [short_gram(layer.matrices(weight)) for weight in (before, after)]
+    raw_before, raw_after = (float(dfi_of_gram(gram).sum()) for gram in grams)
+    scaled_before, scaled_after = (float(dfi_of_gram(gram, scale).sum()) for gram in grams)
     return LayerReport(
         network=network,
         layer=layer.name,
         sfe=float(sfe(before, after)),
         squared_norm=float(before.double().square().sum()),
-        dfi_before=deviation(before, 1.0),
-        dfi_after=deviation(after, 1.0),
-        dfi_scaled_before=deviation(before, scale),
-        dfi_scaled_after=deviation(after, scale),
+        dfi_before=raw_before,
+        dfi_after=raw_after,
+        dfi_scaled_before=scaled_before,
+        dfi_scaled_after=scaled_after,
     )
 
 
