@@ -2,6 +2,7 @@
 
     python benchmarks/reset.py --networks nature_cnn simba --repeats 7
     python benchmarks/reset.py --networks resnet18 transformer mlp4096 --repeats 1
+    python benchmarks/reset.py --networks --agent      # one FIRE reset in env steps and gradient updates
 
 The rival is the published formula (FIRE algorithm 1, ten cubic steps, one slice at a time, float32).
 Repetitions are interleaved, so that the ratio survives a busy machine. Accuracy is the worst over the
@@ -28,7 +29,9 @@ from torch import Tensor, nn
 
 from fire.isometry import dfi
 from fire.layers import weight_layers
+from fire.layerwise import FireReset
 from fire.orthogonalize import polar_factors
+from fire.resets import reset_networks
 
 
 def nature_cnn(actions: int = 18) -> nn.Module:
@@ -179,8 +182,7 @@ def timed(
 
 
 def accuracy(tensors: list[Tensor], results: list[Tensor], checked: int) -> tuple[float, float, float]:
-    """Worst DfI, relative DfI (||Q^T Q - I||_F / sqrt n) and distance / sqrt n to the float64 polar factor.
-    """
+    """Worst DfI, relative DfI (||Q^T Q - I||_F / sqrt n) and distance / sqrt n to the float64 polar factor."""
     seen: dict[torch.Size, int] = {}
     deviation, relative, distance = 0.0, 0.0, 0.0
     for tensor, result in zip(tensors, results, strict=True):
@@ -229,13 +231,60 @@ def run(name: str, ill_conditioned: bool, repeats: int, checked: int, device: st
     return row
 
 
+def agent_cost(repeats: int, device: str) -> str:
+    """Time of one FIRE reset of the SAC agent on h1-walk, in units of its env steps and gradient updates."""
+    from agents import make_agent, make_replay
+    from configs import loader
+    from envs import make_vec
+
+    flags = {"algo": "sac", "env": "h1-walk", "reset": "fire", "preset": "paper", "total-steps": "2000"}
+    config, _ = loader.load([word for name, value in flags.items() for word in (f"--{name}", value)])
+    env = make_vec(config.env.id, config.env.num_envs, config.env.action_repeat)
+    spaces = env.observation_space, env.action_space
+    agent = make_agent(config, *spaces, env.max_episode_steps, torch.device(device))
+    replay = make_replay(config, *spaces, agent.gamma, torch.device(device))
+    generator = torch.Generator().manual_seed(0)
+    seconds: dict[str, list[float]] = {"env step": [], "gradient update": [], "reset": []}
+
+    def timed_call(name: str, call: Callable[[], object]) -> object:
+        start = time.perf_counter()
+        result = call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds[name].append(time.perf_counter() - start)
+        return result
+
+    obs = env.reset(0)
+    for _ in range(600):
+        action = env.random_action()
+        step = timed_call("env step", lambda action=action: env.step(action))
+        replay.add(obs, action, step.reward, step.terminated, step.truncated, step.next_obs)
+        obs = step.obs
+    env.close()
+    for _ in range(repeats):
+        for _ in range(20):
+            batch = replay.sample(config.replay.batch_size, generator)
+            timed_call("gradient update", lambda batch=batch: agent.update(batch))
+        timed_call(
+            "reset", lambda batch=batch: reset_networks(agent.networks(), FireReset(), batch, generator)
+        )
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    per_env_step = medians["env step"] / config.env.num_envs
+    return (
+        f"One FIRE reset of the SAC agent on h1-walk, with its report: {medians['reset']:.3g} s ="
+        f" {medians['reset'] / per_env_step:.0f} env steps of {1e3 * per_env_step:.3g} ms"
+        f" = {medians['reset'] / medians['gradient update']:.0f} gradient updates of"
+        f" {1e3 * medians['gradient update']:.3g} ms."
+    )
+
+
 def main() -> None:
-    """Run the chosen networks and print a Markdown table; ``--output`` also writes it, with JSON beside it.
-    """
+    """Run the chosen networks and print a Markdown table; ``--output`` also writes it, with JSON beside it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--agent", action="store_true", help="also time a reset of the SAC agent on h1-walk")
     parser.add_argument("--repeats", type=int, default=5, help="interleaved repetitions")
     parser.add_argument("--checked", type=int, default=2, help="matrices of one shape compared with an SVD")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
@@ -267,6 +316,9 @@ def main() -> None:
             cells.append(f"{theirs['peak_memory_mb']:.0f} / {ours['peak_memory_mb']:.0f}")
             lines.append(f"| {' | '.join(cells)} |")
             print(lines[-1], flush=True)
+    if args.agent:
+        lines += ["", agent_cost(args.repeats, args.device)]
+        print(lines[-1])
     if args.output is not None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text("\n".join(lines) + "\n")

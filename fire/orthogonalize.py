@@ -98,7 +98,8 @@ def polar_factors(
 
     Returns:
         New tensors with the shapes, dtypes and devices of the input. Empty input gives empty output. The
-        result of a slice does not depend on what else is in the batch. The global random state is not used.
+        result of a slice does not depend on what else is in the batch, bit for bit on CPU. The global random
+        state is not used.
 
     Raises:
         ValueError: NaN or infinity in a tensor, rank deficiency under ``null="error"`` (both name the
@@ -202,7 +203,7 @@ def _exact(
     labels: Sequence[str],
     seeds: Sequence[int],
     null: str,
-    inverse_root: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+    inverse_root: Callable[[Tensor], tuple[Tensor, Tensor | None, Tensor | None]],
     polish_dtype: torch.dtype,
 ) -> Tensor:
     """Polar factors of ``batch`` (slices, m, n), float64, m >= n, entries at most 1 in size.
@@ -212,19 +213,22 @@ def _exact(
     """
     root, rough, in_doubt = inverse_root(batch.mT @ batch)
     factors = batch @ root
-    rough = rough.nonzero().flatten()
-    if len(rough):
-        polished, defect = _polish(factors[rough], polish_dtype)
-        factors[rough] = polished
-        in_doubt[rough] |= ~(defect <= SVD_ABOVE)
+    if rough is None:
+        factors, defect = _polish(factors, polish_dtype)
+        in_doubt = ~(defect <= SVD_ABOVE)
+    elif len(chosen := rough.nonzero().flatten()):
+        factors[chosen], defect = _polish(factors[chosen], polish_dtype)
+        in_doubt[chosen] |= ~(defect <= SVD_ABOVE)
     for index in in_doubt.nonzero().flatten().tolist():
         factors[index] = _complete(batch[index], labels[index], seeds[index], null)
     return factors
 
 
 def inverse_root_eigh(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """G^(-1/2) of symmetric (slices, n, n) float64 by eigendecomposition; which need a polish; which are in
-    doubt.
+    """G^(-1/2) of symmetric (slices, n, n) float64 by eigendecomposition.
+
+    Returns:
+        The roots; which of them are rough, so that the factor needs a polish; which are in doubt.
     """
     tiny = torch.finfo(torch.float64).tiny
     eigenvalues, vectors = torch.linalg.eigh(gram)
@@ -234,8 +238,9 @@ def inverse_root_eigh(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return root, ~in_doubt & (rounding > POLISH_ABOVE * smallest), in_doubt
 
 
-def inverse_root_poly(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same by composing the polynomials of ``minimax_schedule`` on G itself: matrix products only.
+def inverse_root_poly(gram: Tensor) -> tuple[Tensor, None, None]:
+    """The same by composing the polynomials of ``minimax_schedule`` on G itself: matrix products only, and no
+    synchronisation with the host. All roots are rough; the polish tells which are in doubt.
 
     With p(x) = x q(x^2) a step is Z = q(R), P <- P Z, R <- R Z^2, from R = G / bound, P = I; R goes to I
     and P to R_0^(-1/2) (the Gram form of Polar Express, arXiv 2505.16932).
@@ -252,8 +257,7 @@ def inverse_root_poly(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         root = root @ step
         rest = step @ rest @ step
         rest = (rest + rest.mT) / 2
-    every = torch.ones(gram.shape[0], dtype=torch.bool, device=gram.device)
-    return root, every, ~every
+    return root, None, None
 
 
 @functools.cache
