@@ -1,7 +1,8 @@
 """Environments: native HumanoidBench tasks, any Gymnasium id, and the vector they are stepped in."""
 
 import envs.humanoid  # noqa: F401  (registers the native tasks)
-from envs.make import EnvError, make_env, resolve_env_id
+from envs.errors import EnvError
+from envs.make import make_env, resolve_env_id
 from envs.scores import random_score, success_score
 from envs.vec import Episode, Step, VecEnv, make_vec
 

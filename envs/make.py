@@ -12,17 +12,20 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation, RepeatAction, RescaleAction, TransformAction
 
-
-class EnvError(ValueError):
-    """An environment that cannot be used; the message is one line that names the value and what would do."""
+from envs.errors import EnvError
+from envs.official import PREFIX, resolve_official
 
 
 def resolve_env_id(env_id: str) -> str:
-    """Return the registered id that ``env_id`` stands for; ``h1-walk`` is short for ``h1-walk-v0``.
+    """Return the registered id that ``env_id`` stands for.
+
+    ``h1-walk`` is short for ``h1-walk-v0``; ``humanoid_bench:h1-walk-v0`` is the official package's environment.
 
     Raises:
         EnvError: the name is not registered; the message lists the nearest names that are.
     """
+    if env_id.startswith(PREFIX):
+        return resolve_official(env_id)
     for candidate in (env_id, f"{env_id}-v0" if env_id.startswith("h1-") else env_id):
         if candidate in gym.registry:
             return candidate

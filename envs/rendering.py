@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 
-from envs.make import EnvError
+from envs.errors import EnvError
 
 # Tried in this order where the user has not set MUJOCO_GL. Both draw without a display.
 HEADLESS_BACKENDS = ("egl", "osmesa")

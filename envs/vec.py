@@ -14,8 +14,9 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from envs.errors import EnvError
 from envs.humanoid.vector import HumanoidVectorEnv
-from envs.make import EnvError, agent_steps, make_env, resolve_env_id
+from envs.make import agent_steps, make_env, resolve_env_id
 
 # First word of numpy.random.SeedSequence's spawn_key: which consumer a stream belongs to.
 _RESET_STREAM, _RANDOM_POLICY_STREAM = 0, 1
@@ -197,7 +198,7 @@ class VecEnv:
         reached = self._reset_where(np.ones(self.num_envs, dtype=np.bool_))
         if self._is_native:
             self._vector.set_state(_array(state["native"], np.float64))
-            return
+            return self._obs.copy()
         for index, env in enumerate(self._vector.envs):
             for action in self._actions[index]:
                 reached[index] = env.step(action)[0]
