@@ -193,7 +193,8 @@ class HumanoidVectorEnv(VectorEnv):
             simulation.set_state(state[:-1])
         self._elapsed[:] = states[:, -1]
         self._ended[:] = False
-        self._collect(range(self.num_envs))
+        for index in range(self.num_envs):
+            self._collect(index)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Stop the threads and free the renderer."""
@@ -207,7 +208,7 @@ class HumanoidVectorEnv(VectorEnv):
         self._simulations[index].reset(self._generators[index])
         self._elapsed[index] = 0
         self._ended[index] = False
-        self._collect([index])
+        self._collect(index)
 
     def _advance(self, running: np.ndarray, controls: np.ndarray) -> None:
         """Step the physics of the sub-environments ``running`` by one frame and collect their readings."""
@@ -215,7 +216,7 @@ class HumanoidVectorEnv(VectorEnv):
         def work(indices: np.ndarray) -> None:
             for index in indices.tolist():
                 self._simulations[index].step(controls[index])
-            self._collect(indices.tolist())
+                self._collect(index)
 
         self._share(work, running)
 
@@ -230,12 +231,11 @@ class HumanoidVectorEnv(VectorEnv):
         for other in others:
             other.result()
 
-    def _collect(self, indices: Sequence[int]) -> None:
-        for index in indices:
-            own = self._simulations[index].readings
-            self._readings.qpos[index] = own.qpos
-            self._readings.qvel[index] = own.qvel
-            self._readings.sensordata[index] = own.sensordata
+    def _collect(self, index: int) -> None:
+        own = self._simulations[index].readings
+        self._readings.qpos[index] = own.qpos
+        self._readings.qvel[index] = own.qvel
+        self._readings.sensordata[index] = own.sensordata
 
     def _judge(self, running: np.ndarray) -> tuple[np.ndarray, Components, np.ndarray]:
         """Return rewards, their parts and terminations of the sub-environments ``running``."""
