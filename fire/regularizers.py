@@ -5,7 +5,7 @@ Both return a scalar with gradients to the network; the weight of the term is a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +20,19 @@ def l2_init(module: nn.Module, initial: Mapping[str, Tensor], strength: float) -
 
     Args:
         module: the network.
-        initial: its first parameters by name, such as ``dict(slot.initial().named_parameters())``.
+        initial: its first parameters by name, such as ``dict(slot.initial().named_parameters())``; parameters
+            that came later (an injected head) are left out.
         strength: FIRE's vision runs use 1e-5 to 1e-3.
     """
     terms = [
         (parameter - initial[name].detach()).square().sum()
         for name, parameter in module.named_parameters()
-        if parameter.requires_grad
+        if parameter.requires_grad and name in initial
     ]
     return 0.5 * strength * torch.stack(terms).sum()
 
 
-def parseval(module: nn.Module, strength: float, scale: float = 1.0) -> Tensor:
+def parseval(module: nn.Module, strength: float, scale: float = 1.0, heads: Sequence[str] = ()) -> Tensor:
     """strength * sum of ||W W^T - s I||_F^2 over weight layers (Chung et al. 2024, arXiv 2407.07747).
 
     Convolutions count as one (out, in * kernel) matrix; output layers are left out, since their size
@@ -41,9 +42,10 @@ def parseval(module: nn.Module, strength: float, scale: float = 1.0) -> Tensor:
         module: the network.
         strength: FIRE's vision runs use 1e-5 to 1e-3.
         scale: s; 1 in FIRE's vision runs.
+        heads: names of the output layers; default: the last weight layer.
     """
     terms = []
-    for layer in weight_layers(module, conv_form="flatten"):
+    for layer in weight_layers(module, heads=heads, conv_form="flatten"):
         if layer.role != "head":
             matrices = layer.matrices(layer.weight)
             gram = matrices @ matrices.mT
@@ -64,6 +66,7 @@ class Regularizer:
         self._l2_init = l2_init_strength
         self._parseval = parseval_strength
         self._module = slot.module
+        self._heads = slot.heads
         self._initial = dict(slot.initial().named_parameters()) if l2_init_strength else {}
 
     def __call__(self) -> Tensor | float:
@@ -71,5 +74,5 @@ class Regularizer:
         if self._l2_init:
             total = total + l2_init(self._module, self._initial, self._l2_init)
         if self._parseval:
-            total = total + parseval(self._module, self._parseval)
+            total = total + parseval(self._module, self._parseval, heads=self._heads)
         return total

@@ -295,3 +295,22 @@ def test_parseval_vanishes_on_orthogonal_rows_and_leaves_the_head_alone() -> Non
     assert parseval(module, 0.5).item() == pytest.approx(0.5 * 4 * 9, rel=1e-5)
     parseval(module, 0.5).backward()
     assert module[0].weight.grad.abs().sum() > 0 and module[2].weight.grad is None
+
+
+def test_parseval_leaves_every_named_head_alone() -> None:
+    module = nn.ModuleDict({"body": nn.Linear(3, 3), "mean": nn.Linear(3, 2), "log_std": nn.Linear(3, 2)})
+    parseval(module, 1.0, heads=("mean", "log_std")).backward()
+    assert module["body"].weight.grad is not None and module["mean"].weight.grad is None
+
+
+def test_regularizers_know_injected_heads() -> None:
+    slot, batch = make_slot("mlp"), batch_for("mlp")
+    initial = parameters(slot.initial())
+    reset_networks({"q": slot}, PlasticityInjection(), batch, generator())
+    expected = sum(
+        (value.double() - initial[name].double()).square().sum()
+        for name, value in slot.module.named_parameters()
+        if name in initial
+    )
+    assert l2_init(slot.module, initial, 2.0).item() == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert parseval(slot.module, 1.0, heads=("5",)).isfinite()
