@@ -1,6 +1,4 @@
-"""FIRE and rival resets for any ``nn.Module``: knows modules and optimizers, nothing about reinforcement
-learning.
-"""
+"""FIRE and rival resets for any ``nn.Module``: knows modules and optimizers, nothing about reinforcement learning."""
 
 from fire.metrics import METRIC_KEYS, measure
 from fire.module import FireReport, fire_

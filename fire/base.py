@@ -56,9 +56,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Reset:
-    """Base of all strategies. Subclasses plan changes; optimizer and target are treated as these fields
-    say.
-    """
+    """Base of all strategies. Subclasses plan changes; optimizer and target are treated as these fields say."""
 
     name: ClassVar[str]
     structural: ClassVar[bool] = False

@@ -71,9 +71,7 @@ def relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
 
 
 def spectra(slots: Mapping[str, NetworkSlot]) -> dict[str, Tensor]:
-    """Singular values of every weight layer, all its matrices together, under
-    ``spectrum/<network>/<layer>``.
-    """
+    """Singular values of every weight layer, all its matrices together, under ``spectrum/<network>/<layer>``."""
     return {
         f"spectrum/{network}/{layer.name}": torch.linalg.svdvals(layer.matrices().double()).flatten()
         for network, slot in slots.items()
@@ -82,9 +80,7 @@ def spectra(slots: Mapping[str, NetworkSlot]) -> dict[str, Tensor]:
 
 
 def gradients(slot: NetworkSlot, batch: Any) -> list[Tensor]:
-    """Gradient of ``slot.loss`` for every learning parameter, zero where it has none; ``.grad`` stays as it
-    was.
-    """
+    """Gradient of ``slot.loss`` for every learning parameter, zero where it has none; ``.grad`` stays as it was."""
     parameters = [p for p in slot.module.parameters() if p.requires_grad]
     with leave_no_trace(slot), torch.enable_grad():
         found = torch.autograd.grad(slot.loss(batch), parameters, allow_unused=True)

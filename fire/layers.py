@@ -60,9 +60,7 @@ class WeightLayer:
 
     @property
     def kernel_elements(self) -> int:
-        """Number of kernel positions the slices of a convolution are summed over (1 for all other
-        matrices).
-        """
+        """Number of kernel positions the slices of a convolution are summed over (1 for all other matrices)."""
         return math.prod(self.module.kernel_size) if self.kind == "conv" and self.conv_form == "slices" else 1
 
     def matrices(self, weight: Tensor | None = None) -> Tensor:

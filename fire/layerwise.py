@@ -32,9 +32,7 @@ class NoReset(Reset):
 
 @dataclass(frozen=True)
 class FullReset(LayerwiseReset):
-    """Replace every parameter and buffer by those of a fresh network (Nikishin et al. 2022, arXiv
-    2205.07802).
-    """
+    """Replace every parameter and buffer by those of a fresh network (Nikishin et al. 2022, arXiv 2205.07802)."""
 
     name: ClassVar[str] = "full"
 
@@ -48,9 +46,7 @@ class FullReset(LayerwiseReset):
 
 @dataclass(frozen=True)
 class ShrinkPerturbReset(LayerwiseReset):
-    """Shrink and perturb (Ash and Adams 2020, arXiv 1910.08475) on every parameter: c * old + (1 - c) *
-    fresh.
-    """
+    """Shrink and perturb (Ash and Adams 2020, arXiv 1910.08475) on every parameter: c * old + (1 - c) * fresh."""
 
     name: ClassVar[str] = "shrink_perturb"
 
@@ -101,9 +97,7 @@ class FireReset(LayerwiseReset):
 
 @dataclass(frozen=True)
 class OptimizerReset(Reset):
-    """Zero the optimizer state and change no weight: the control for every reset that also renews the
-    optimizer.
-    """
+    """Zero the optimizer state and change no weight: the control for every reset that also renews the optimizer."""
 
     name: ClassVar[str] = "optimizer_only"
 

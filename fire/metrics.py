@@ -154,9 +154,7 @@ def _gradient_norm(slot: NetworkSlot, batch: Any) -> float:
 
 
 def _norm_per_member(tensors: Sequence[Tensor], ensemble_size: int | None) -> float:
-    """Joint norm, in an ensemble averaged over members; a tensor without the leading dimension counts in
-    each.
-    """
+    """Joint norm, in an ensemble averaged over members; a tensor without the leading dimension counts in each."""
     if ensemble_size is None:
         return joint_norm(tensors)
     return _mean(

@@ -188,9 +188,7 @@ def _report(layer: WeightLayer, after: Tensor, convention: str) -> FireLayerRepo
 
 
 def _condition_number(matrices: Tensor) -> float:
-    """Worst condition number of (..., m, n): from the float64 Gram matrix, by SVD where that cannot resolve
-    it.
-    """
+    """Worst condition number of (..., m, n): from the float64 Gram matrix, by SVD where that cannot resolve it."""
     matrices = matrices.double().cpu()
     matrices = matrices.reshape(-1, *matrices.shape[-2:])
     matrices = matrices if matrices.shape[-2] >= matrices.shape[-1] else matrices.mT

@@ -113,11 +113,12 @@ def polar_factors(
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     seeds = torch.randint(2**31, (len(tensors),), generator=generator).tolist()
 
-    groups: dict[tuple[torch.device, int, int], list[int]] = defaultdict(list)
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for index, tensor in enumerate(tensors):
         rows, columns = tensor.shape[-2:]
+        is_double = tensor.dtype == torch.float64
         if tensor.numel():
-            groups[tensor.device, max(rows, columns), min(rows, columns)].append(index)
+            groups[tensor.device, is_double, max(rows, columns), min(rows, columns)].append(index)
 
     results = [torch.empty_like(tensor) for tensor in tensors]
     for members in groups.values():
@@ -154,6 +155,8 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
 def _as_tall_batch(tensor: Tensor) -> Tensor:
     """View or copy (..., m, n) as (slices, long, short), in float32 unless the input is float64."""
     tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    if tensor.device.type not in CHUNK_BYTES:  # a device without float64
+        tensor = tensor.cpu()
     batch = tensor.reshape(-1, *tensor.shape[-2:])
     return batch if batch.shape[-2] >= batch.shape[-1] else batch.mT
 
@@ -180,12 +183,11 @@ def _solve_group(
     # On CUDA a float32 product may be a TF32 one.
     polish_dtype = torch.float64 if batch.is_cuda else batch.dtype
     bytes_per_slice = 8 * batch.shape[-2] * batch.shape[-1]
-    size = max(1, CHUNK_BYTES.get(batch.device.type, CHUNK_BYTES["cpu"]) // bytes_per_slice)
+    size = max(1, CHUNK_BYTES[batch.device.type] // bytes_per_slice)
     result = torch.empty_like(batch)
     for start in range(0, batch.shape[0], size):
         part = slice(start, start + size)
-        # Scaling by the largest entry changes no polar factor and keeps squares inside the range of the
-        # dtype.
+        # Scaling by the largest entry changes no polar factor and keeps squares in the range of the dtype.
         scale = torch.where(largest[part] == 0, 1, largest[part])
         if method == "polar":
             scaled = batch[part].double() / scale.double()

@@ -51,9 +51,7 @@ class Activation:
 
 @dataclass(frozen=True)
 class Probe:
-    """One forward pass: activations in order of execution, and the head's input (members, samples,
-    features).
-    """
+    """One forward pass: activations in order of execution, and the head's input (members, samples, features)."""
 
     activations: list[Activation]
     features: Tensor | None
@@ -61,9 +59,7 @@ class Probe:
 
 @contextlib.contextmanager
 def leave_no_trace(slot: NetworkSlot) -> Iterator[None]:
-    """Evaluation mode inside; training flags, buffers' owners and the global random state as before
-    outside.
-    """
+    """Evaluation mode inside; training flags, buffers' owners and the global random state as before outside."""
     modes = [(module, module.training) for module in slot.module.modules()]
     devices = {p.device for p in slot.module.parameters() if p.device.type == "cuda"}
     slot.module.eval()

@@ -68,9 +68,7 @@ class ReDo(RecyclingReset):
 
 @dataclass(frozen=True)
 class TrackedReset(RecyclingReset):
-    """Base of resets that act after every update through their tracker; applied on a schedule they do
-    nothing.
-    """
+    """Base of resets that act after every update through their tracker; applied on a schedule they do nothing."""
 
     def plan(self, slots: Mapping[str, NetworkSlot], batch: Any, generator: torch.Generator) -> Plan:
         return Plan()

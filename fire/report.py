@@ -60,9 +60,7 @@ class ResetReport:
     seconds: float
 
     def scalars(self) -> dict[str, float]:
-        """Return the figures under the keys of ``RESET_KEYS``; network totals are sums over its weight
-        layers.
-        """
+        """Return the figures under the keys of ``RESET_KEYS``; network totals are sums over its weight layers."""
         scalars: dict[str, float] = {"reset/seconds": self.seconds}
         networks: dict[str, list[LayerReport]] = defaultdict(list)
         for layer in self.layers:

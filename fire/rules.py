@@ -70,9 +70,7 @@ class Redraw:
 
 @dataclass(frozen=True)
 class ShrinkPerturb:
-    """c * old + (1 - c) * fresh (Ash and Adams 2020, arXiv 1910.08475, with a fresh network as the
-    perturbation).
-    """
+    """c * old + (1 - c) * fresh (Ash and Adams 2020, arXiv 1910.08475, with a fresh network as the perturbation)."""
 
     shrink_factor: float
     needs_fresh: ClassVar[bool] = True
@@ -121,9 +119,7 @@ class Orthogonalize:
 
 @dataclass(frozen=True)
 class RandomOrthogonal:
-    """A Haar-random isometry times the layer's scale: FIRE's isometry without its closeness to the old
-    weights.
-    """
+    """A Haar-random isometry times the layer's scale: FIRE's isometry without its closeness to the old weights."""
 
     scale: str = "paper"
     needs_fresh: ClassVar[bool] = False

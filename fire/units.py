@@ -1,6 +1,4 @@
-"""Hidden units: which weights lead into a unit and which lead out of it, found by watching one forward
-pass.
-"""
+"""Hidden units: which weights lead into a unit and which lead out of it, found by watching one forward pass."""
 
 from __future__ import annotations
 
@@ -90,9 +88,7 @@ def incoming_mask(layer: WeightLayer, units: Tensor) -> Tensor:
 
 
 def outgoing_mask(layer: WeightLayer, units: Tensor) -> Tensor:
-    """Elements of a consumer's weight that read the marked ``units``; a flattened channel is several
-    inputs.
-    """
+    """Elements of a consumer's weight that read the marked ``units``; a flattened channel is several inputs."""
     if layer.kind == "conv":
         return _mask(layer, units, 0 if isinstance(layer.module, _ConvTransposeNd) else 1)
     return _mask(layer, units.repeat_interleave(layer.weight.shape[-1] // units.shape[-1], dim=-1), -1)

@@ -110,6 +110,7 @@ def test_shapes_dimensions_and_strides() -> None:
 @pytest.mark.parametrize("backend", ["eigh", "poly"])
 def test_result_does_not_depend_on_the_batch(backend: str) -> None:
     tensors = [with_condition(24, 16, c, seed=i, dtype=torch.float32) for i, c in enumerate((1.0, 1e5, 1e7))]
+    tensors.append(with_condition(24, 16, 1e5, seed=1, dtype=torch.float64))
     tensors.append(torch.stack([with_condition(16, 24, 3.0, seed=9, dtype=torch.float32)] * 2))
     together = polar_factors(tensors, backend=backend)
     for tensor, factor in zip(tensors, together, strict=True):
