@@ -6,12 +6,12 @@ an object whose ``after_update`` is called then and whose state belongs into the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.fields import option
 from fire.base import Plan, Reset, check_range
@@ -68,7 +68,9 @@ class ReDo(RecyclingReset):
 
 @dataclass(frozen=True)
 class TrackedReset(RecyclingReset):
-    """Base of resets that act after every update through their tracker; applied on a schedule they do nothing."""
+    """Base of resets that act after every update through their tracker; applied on a schedule they do
+    nothing.
+    """
 
     def plan(self, slots: Mapping[str, NetworkSlot], batch: Any, generator: torch.Generator) -> Plan:
         return Plan()
@@ -79,10 +81,15 @@ class TrackedReset(RecyclingReset):
 
 
 class UnitTracker:
-    """Per-unit statistics of all networks, and the units to recycle after each update."""
+    """Per-unit statistics of all networks, and the units to recycle after each update.
+
+    Fresh incoming weights come from one fresh network, which is drawn anew when a unit needs its part of it
+    a second time: drawing a whole network for every recycled unit would cost more than the update.
+    """
 
     def __init__(self) -> None:
         self.state: dict[str, dict[str, Tensor]] = {}
+        self._fresh: dict[str, nn.Module] = {}
 
     @torch.no_grad()
     def after_update(
@@ -96,29 +103,51 @@ class UnitTracker:
         devices = {p.device for slot in slots.values() for p in slot.module.parameters()}
         with torch.random.fork_rng(devices=[device for device in devices if device.type == "cuda"]):
             for network, slot in slots.items():
-                marked = [
-                    (group, self.select(f"{network}/{group.name}", group, generator))
-                    for group in unit_groups(slot, batch)
-                ]
+                marked = []
+                for group in unit_groups(slot, batch):
+                    marked.append((group, self.select(f"{network}/{group.name}", group)))
                 counts[network] = sum(int(units.sum()) for _, units in marked)
                 if counts[network]:
-                    plan = Plan(recycle(network, slot, marked, slot.build(generator)))
+                    plan = Plan(
+                        recycle(network, slot, marked, self._fresh_for(network, slot, marked, generator))
+                    )
                     plan.check()
                     plan.write()
         return counts
 
-    def select(self, key: str, group: UnitGroup, generator: torch.Generator) -> Tensor:
+    def _fresh_for(
+        self,
+        network: str,
+        slot: NetworkSlot,
+        marked: Sequence[tuple[UnitGroup, Tensor]],
+        generator: torch.Generator,
+    ) -> nn.Module:
+        """A fresh network whose weights into the marked units have not been used yet."""
+        pool = self.state.setdefault(f"{network}/fresh network", {})
+        spent = any(bool((pool[group.name] & units).any()) for group, units in marked if group.name in pool)
+        if not pool or spent:
+            pool.clear()
+            pool["seed"] = torch.randint(2**62, (), generator=generator)
+            self._fresh.pop(network, None)
+        if network not in self._fresh:
+            self._fresh[network] = slot.build(torch.Generator().manual_seed(int(pool["seed"])))
+        for group, units in marked:
+            pool[group.name] = pool.get(group.name, torch.zeros_like(units)) | units
+        return self._fresh[network]
+
+    def select(self, key: str, group: UnitGroup) -> Tensor:
         """Update the statistics of one group and mark the units (members, units) to recycle."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Statistics by ``network/activation``, for the checkpoint."""
+        """Statistics by ``network/activation``, and which fresh weights are spent, for the checkpoint."""
         return {
             key: {name: value.clone() for name, value in group.items()} for key, group in self.state.items()
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Continue from :meth:`state_dict`."""
+        self._fresh = {}
         self.state = {
             key: {name: value.clone() for name, value in group.items()} for key, group in state.items()
         }
@@ -159,7 +188,7 @@ class UtilityTracker(UnitTracker):
         super().__init__()
         self.options = options
 
-    def select(self, key: str, group: UnitGroup, generator: torch.Generator) -> Tensor:
+    def select(self, key: str, group: UnitGroup) -> Tensor:
         size = group.activations.abs().mean(dim=1).double()  # (members, units)
         state = self.state.setdefault(
             key,
@@ -234,7 +263,7 @@ class SilenceTracker(UnitTracker):
         """Index of the bin of each interval (at least 1)."""
         return (intervals.clamp(min=1).log2() * self.BINS_PER_OCTAVE).round().long()
 
-    def select(self, key: str, group: UnitGroup, generator: torch.Generator) -> Tensor:
+    def select(self, key: str, group: UnitGroup) -> Tensor:
         fired = (group.activations > 0).any(dim=1)  # (members, units)
         longest = torch.tensor(float(self.options.max_silence), dtype=torch.float64)
         num_bins = int(self.bin_of(longest)) + 1

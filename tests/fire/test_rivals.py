@@ -231,6 +231,24 @@ def test_continual_backprop_recycles_the_least_useful_mature_units_at_its_rate()
     assert tracker.state["q/1"]["utility"][0, 0].item() == pytest.approx(utility)
 
 
+def test_fresh_weights_are_used_once_and_networks_are_drawn_rarely() -> None:
+    slot = make_slot("mlp")
+    built = []
+    build = slot.build
+    slot.build = lambda generator: built.append(1) or build(generator)
+    tracker = ContinualBackprop(replacement_rate=0.1, maturity=0).tracker()
+    rows = set()
+    recycled = 0
+    for step in range(60):
+        before = slot.module[0].weight.detach().clone()
+        recycled += tracker.after_update({"net": slot}, batch_for("mlp", step), generator(step))["net"]
+        for row in slot.module[0].weight[(slot.module[0].weight != before).any(dim=1)]:
+            assert tuple(row.tolist()) not in rows
+            rows.add(tuple(row.tolist()))
+    assert len(rows) > 16  # more than the layer has units
+    assert 1 < len(built) < recycled / 2
+
+
 def test_self_normalized_resets_judge_a_unit_by_its_own_past() -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
     with torch.no_grad():
