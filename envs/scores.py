@@ -2,7 +2,7 @@
 
 ``success`` is the task's success bar (``success_bar`` in the task classes of HumanoidBench, Sferrazza et al.
 2024). ``random`` is the mean return of the uniform random policy at action repeat 2, over 10 seeds and 10
-environments, as SimBa's code base tabulates it (Lee et al. 2024, scale_rl/envs/humanoid_bench.py).
+environments, as SimBa's code base tabulates it (Lee et al. 2024, scale_rl/envs/humanoid_bench.py); None where it does not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from envs.make import resolve_env_id
 class Score(NamedTuple):
     """Undiscounted episode returns."""
 
-    random: float
+    random: float | None
     success: float
 
 
@@ -23,9 +23,12 @@ SCORES: dict[str, Score] = {
     "h1-balance_hard-v0": Score(9.044, 800.0),
     "h1-balance_simple-v0": Score(9.391, 800.0),
     "h1-crawl-v0": Score(272.658, 700.0),
+    "h1-door-v0": Score(None, 600.0),
     "h1-hurdle-v0": Score(2.214, 700.0),
     "h1-maze-v0": Score(106.441, 1200.0),
+    "h1-package-v0": Score(None, 1500.0),
     "h1-pole-v0": Score(20.09, 700.0),
+    "h1-push-v0": Score(None, 700.0),
     "h1-reach-v0": Score(260.302, 12000.0),
     "h1-run-v0": Score(2.02, 700.0),
     "h1-sit_hard-v0": Score(2.448, 750.0),

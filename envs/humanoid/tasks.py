@@ -5,6 +5,7 @@ from __future__ import annotations
 from envs.humanoid.balancing import BalanceHard, BalanceSimple
 from envs.humanoid.climbing import Slide, Stair
 from envs.humanoid.locomotion import Run, Stand, Walk
+from envs.humanoid.manipulation import Door, Package, Push
 from envs.humanoid.obstacles import Crawl, Hurdle, Maze, Pole
 from envs.humanoid.reaching import Reach
 from envs.humanoid.sitting import SitHard, SitSimple
@@ -17,5 +18,6 @@ TASKS: dict[str, type[Task]] = {
         *(Hurdle, Crawl, Maze, Pole),
         *(SitSimple, SitHard, BalanceSimple, BalanceHard),
         *(Stair, Slide, Reach),
+        *(Push, Package, Door),
     )
 }

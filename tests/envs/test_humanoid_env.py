@@ -20,6 +20,9 @@ OBSERVATION_SIZE = dict.fromkeys(TASKS, 51) | {
     "balance_simple": 64,
     "balance_hard": 77,
     "reach": 57,
+    "push": 63,
+    "package": 73,
+    "door": 55,
 }
 
 

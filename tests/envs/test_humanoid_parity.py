@@ -35,7 +35,13 @@ def readings_of(trace: dict[str, np.ndarray], task: str) -> Readings:
     nq, nv = compiled.model.nq, compiled.model.nv
     sensordata = np.full((len(trace["reward"]), compiled.model.nsensordata), np.nan)
     obs = trace["obs"]
-    readings = Readings(compiled.layout, obs[:, :nq].copy(), obs[:, nq : nq + nv].copy(), sensordata)
+    qpos, qvel = trace.get("qpos", obs[:, :nq]), trace.get("qvel", obs[:, nq : nq + nv])
+    readings = Readings(compiled.layout, qpos.copy(), qvel.copy(), sensordata)
+    ours = [name for name in trace if name.startswith("sensor/")]
+    for name in ours:  # recorded by benchmarks/record_traces.py
+        readings.sensor(name.removeprefix("sensor/"))[:] = trace[name]
+    if ours:
+        return readings
     for recorded, sensor, part in SENSORS:
         if recorded in trace:
             readings.sensor(sensor)[:, part] = trace[recorded]
@@ -61,7 +67,9 @@ def readings_of(trace: dict[str, np.ndarray], task: str) -> Readings:
 def evaluate(task: Task, readings: Readings, trace: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
     """Return reward, components, terminated and observation, all (T, ...)."""
     memory = np.zeros((len(trace["reward"]), task.memory_size))
-    if task.name == "reach":
+    if "memory" in trace:
+        memory[:] = trace["memory"]
+    elif task.name == "reach":
         memory[:] = trace["obs"][:, -3:]
     if task.name != "maze":
         reward, parts = task.reward(readings, memory)

@@ -21,8 +21,10 @@ def test_keys_are_humanoidbench_ids_and_cover_every_native_task():
     published = {"balance_hard", "balance_simple", "crawl", "hurdle", "maze", "pole", "reach", "run"}
     published |= {"sit_hard", "sit_simple", "slide", "stair", "stand", "walk"}
     native = {f"h1-{name}-v0" for name in TASKS}
-    assert native == SCORES.keys() == {f"h1-{name}-v0" for name in published}
+    assert {f"h1-{name}-v0" for name in published} < SCORES.keys() == native
     for env_id in native:
         assert resolve_env_id(env_id) == env_id
         assert success_score(env_id) == TASKS[env_id.split("-")[1]].success
-        assert 0 < random_score(env_id) < success_score(env_id)
+        known = random_score(env_id) is not None
+        assert known == (env_id.split("-")[1] in published)
+        assert not known or 0 < random_score(env_id) < success_score(env_id)
