@@ -23,8 +23,6 @@ from common.table import format_table
 from configs.loader import ConfigError, read_config
 from envs import EnvError, make_vec, random_score, success_score
 from envs.vec import VecEnv
-from fire.resets import REGISTRY
-
 
 VIDEO_SUFFIXES = (".mp4", ".gif")
 
@@ -150,7 +148,7 @@ def _run(args: argparse.Namespace) -> int:
         raise VideoError(f"--video {args.video}: must end in {' or '.join(VIDEO_SUFFIXES)}")
     if not (args.run / "config.yaml").exists():
         raise ConfigError(f"{args.run} is no run folder: it has no config.yaml")
-    config = read_config(args.run / "config.yaml", REGISTRY)
+    config = read_config(args.run / "config.yaml")
     saved = newest_agent(args.run / "checkpoints", args.checkpoint)
 
     env = make_vec(config.env.id, 1, config.env.action_repeat, None if args.video is None else "rgb_array")

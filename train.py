@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from agents import Agent, ReplayBuffer, make_agent, make_replay
+from agents import Agent, Batch, ReplayBuffer, make_agent, make_replay
 from common.checkpoint import CheckpointError
 from common.plots import plot_learning_curve
 from common.run import Run, TrainingDiverged
@@ -25,7 +25,8 @@ from envs import EnvError, make_vec, random_score, success_score
 from envs.vec import VecEnv
 from evaluate import Evaluation, RandomPolicy, evaluate
 from fire.metrics import measure
-from fire.resets import REGISTRY, reset_networks
+from fire.resets import reset_networks
+from fire.triggers import Trigger
 
 
 def train(config: Config, run_dir: Path) -> Run:
@@ -40,8 +41,8 @@ def train(config: Config, run_dir: Path) -> Run:
     replay = make_replay(config, env.observation_space, env.action_space, agent.gamma, device)
     sampling = torch_generator(config.seed, "replay")
 
-    lock = claim_run_dir(run_dir, config, REGISTRY)
-    run = Run(config, run_dir)
+    lock = claim_run_dir(run_dir, config)
+    run = Run(config, run_dir, Trigger(config.trigger), config.strategy.tracker())
     obs = run.start(agent, replay, env, sampling)
     if obs is None:
         obs = env.reset(stream_seed(config.seed, "train_env"))
@@ -57,13 +58,18 @@ def train(config: Config, run_dir: Path) -> Run:
         run.advance(env.num_envs, step.episodes)
 
         for _ in range(run.updates_owed()):
-            run.log_losses(agent.update(replay.sample(config.replay.batch_size, sampling)))
+            batch = replay.sample(config.replay.batch_size, sampling)
+            run.log_losses(agent.update(batch))
+            if run.tracker is not None:
+                run.log_recycled(
+                    run.tracker.after_update(*reset_inputs(run, agent, batch, 1, agent.update_step))
+                )
 
         run.log_if_due(agent, replay)
-        if run.reset_due():
-            reset(run, agent, replay, eval_env)
         if run.metrics_due():
-            run.log(plasticity(run, agent, replay))
+            run.log_plasticity(plasticity(run, agent, replay))
+        if reason := run.reset_due():
+            reset(run, agent, replay, eval_env, reason)
         if run.evaluation_due():
             evaluation(run, agent, eval_env, "periodic")
         run.save_if_due(agent, replay, env, sampling)
@@ -90,32 +96,37 @@ def plasticity(run: Run, agent: Agent, replay: ReplayBuffer) -> dict[str, float]
     return measure(agent.networks(), probe(run, replay), dormancy_threshold=run.config.log.dormancy_threshold)
 
 
-def probe(run: Run, replay: ReplayBuffer):
+def probe(run: Run, replay: ReplayBuffer) -> Batch:
+    """Replayed transitions for metrics and resets, drawn from a stream of their own."""
     generator = torch.Generator().manual_seed(stream_seed(run.config.seed, "metrics", run.env_step))
     return replay.sample(run.config.log.probe_size, generator)
 
 
-def reset(run: Run, agent: Agent, replay: ReplayBuffer, eval_env: VecEnv) -> None:
+def reset(run: Run, agent: Agent, replay: ReplayBuffer, eval_env: VecEnv, reason: str) -> None:
     """Reset the networks that the configuration names, with metrics and episodes right before and after."""
     config = run.config
-    record: dict[str, object] = {"strategy": config.reset.name}
+    record: dict[str, object] = {"reset": config.reset.name, "reason": reason}
     for when in ("before", "after"):
         if when == "after":
-            slots = {
-                n: s for n, s in agent.networks().items() if n in (config.reset.networks or agent.networks())
-            }
-            generator = torch.Generator().manual_seed(stream_seed(config.seed, "reset", run.num_resets))
-            report = reset_networks(slots, config.strategy, probe(run, replay), generator)
+            slots, batch, generator = reset_inputs(run, agent, probe(run, replay), 0, run.num_resets)
+            report = reset_networks(slots, config.strategy, batch, generator).scalars()
             if config.reset.temperature == "reset":
                 agent.reset_temperature()
-            record["report"] = report.scalars()
-            run.log(report.scalars())
+            record["report"] = report
+            run.log(report)
         record[f"plasticity_{when}"] = plasticity(run, agent, replay)
         run.log(record[f"plasticity_{when}"])
         if config.eval.around_resets:
             record[f"mean_return_{when}"] = evaluation(run, agent, eval_env, f"{when}_reset").mean
     run.record_reset(record)
     run.say(reset_line(run.env_step, run.num_resets, record))
+
+
+def reset_inputs(run: Run, agent: Agent, batch: Batch, *path: int):
+    """Return the slots to reset, the batch, and a generator of its own for this reset (sub-stream ``path``)."""
+    names = run.config.reset.networks or agent.networks().keys()
+    slots = {name: slot for name, slot in agent.networks().items() if name in names}
+    return slots, batch, torch.Generator().manual_seed(stream_seed(run.config.seed, "reset", *path))
 
 
 def pick_device(name: str) -> torch.device:
@@ -140,7 +151,7 @@ def check_networks(config: Config, agent: Agent) -> None:
 def main(argv: list[str]) -> int:
     """Run the command line; returns the exit code."""
     try:
-        config, flags = loader.load(argv, REGISTRY)
+        config, flags = loader.load(argv)
         run_dir = Path(flags.run_dir) if flags.run_dir else default_run_dir(config)
         run = train(config, run_dir)
     except (loader.ConfigError, EnvError, CheckpointError) as error:

@@ -19,6 +19,8 @@ from agents.replay import Batch
 from common.schedules import LinearSchedule
 from common.seeding import torch_generator
 from configs.schema import DQNConfig
+from fire.injection import restore_structure
+from fire.regularizers import Regularizer
 from fire.slot import NetworkSlot
 
 
@@ -63,6 +65,7 @@ class DQN:
             learning_starts,
             round(config.epsilon_fraction * total_steps),
         )
+        self._regularize = Regularizer(config.l2_init, config.parseval, self.networks()["q"])
         self._explore = torch_generator(seed, "explore")
 
     # Acting
@@ -100,7 +103,7 @@ class DQN:
             next_target = self.target_q(batch.next_obs)
             next_select = self.q(batch.next_obs) if self.config.double_q else next_target
             td_target = losses.dqn_td_target(batch.reward, batch.discount, next_target, next_select)
-        return losses.dqn_loss(q, batch.action, td_target), q
+        return losses.dqn_loss(q, batch.action, td_target) + self._regularize(), q
 
     # Resets, metrics, checkpoints
 
@@ -133,6 +136,7 @@ class DQN:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        restore_structure(self.networks()["q"], state["q"])
         for name in ("q", "target_q", "optimizer"):
             getattr(self, name).load_state_dict(state[name])
         self.update_step = int(state["update_step"])

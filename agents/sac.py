@@ -20,6 +20,8 @@ from agents.networks import ObservationNormalizer, SimbaActor, SimbaCritic, buil
 from agents.replay import Batch
 from common.seeding import torch_generator
 from configs.schema import SACConfig
+from fire.injection import restore_structure
+from fire.regularizers import Regularizer
 from fire.slot import NetworkSlot
 
 
@@ -73,6 +75,9 @@ class SAC:
         self.actor_optimizer = optimizer(self.actor.parameters(), weight_decay=config.weight_decay)
         self.critic_optimizer = optimizer(self.critic.parameters(), weight_decay=config.weight_decay)
         self.alpha_optimizer = optimizer([self.log_alpha], weight_decay=0.0)
+        self._regularize = {
+            name: Regularizer(config.l2_init, config.parseval, slot) for name, slot in self.networks().items()
+        }
         self._explore = torch_generator(seed, "explore", device)
         self._noise = torch_generator(seed, "update", device)
 
@@ -125,7 +130,7 @@ class SAC:
     def _actor_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
         action, log_prob = losses.tanh_gaussian_sample(*self.actor(batch.obs), noise)
         loss = losses.sac_actor_loss(self.critic(batch.obs, action), log_prob, self.log_alpha.detach().exp())
-        return loss, -log_prob.mean()
+        return loss + self._regularize["actor"](), -log_prob.mean()
 
     def _critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -134,7 +139,7 @@ class SAC:
             alpha = self.log_alpha.exp()
             td_target = losses.sac_td_target(batch.reward, batch.discount, next_q, next_log_prob, alpha)
         q = self.critic(batch.obs, batch.action)
-        return losses.sac_critic_loss(q, td_target), q
+        return losses.sac_critic_loss(q, td_target) + self._regularize["critic"](), q
 
     # Resets, metrics, checkpoints
 
@@ -202,6 +207,8 @@ class SAC:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, slot in self.networks().items():
+            restore_structure(slot, state[name])
         for name in (
             "actor",
             "critic",

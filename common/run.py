@@ -40,17 +40,22 @@ class Run:
     Args:
         config: the merged configuration.
         run_dir: existing folder.
+        trigger: ``fire.triggers.Trigger``, told of every measurement of the plasticity metrics.
+        tracker: what a reset strategy that acts after every update keeps (``Reset.tracker()``), or None.
     """
 
-    def __init__(self, config: Any, run_dir: Path) -> None:
+    def __init__(self, config: Any, run_dir: Path, trigger: Any, tracker: Any | None) -> None:
         self.config = config
         self.run_dir = run_dir
+        self.trigger = trigger
+        self.tracker = tracker
         self.env_step = 0
         self.num_resets = 0
         self.best_return = -math.inf
         self.last_evaluation: float | None = None
         self.stop_requested = False
-        resets_on = config.reset.name != "none"
+        # A strategy that acts after every update, or never, has no reset points.
+        resets_on = config.reset.strategy != "none" and tracker is None
         self._ratio = UpdateRatio(config.replay.replay_ratio)
         self._log_due = Every(config.log.every)
         self._metrics_due = Every(config.log.metrics_every)
@@ -58,6 +63,9 @@ class Run:
         self._checkpoint_due = Every(config.checkpoint.every)
         self._reset_every = Every(config.reset.every if resets_on else 0, config.reset.until)
         self._reset_at = At(config.reset.at if resets_on else ())
+        self._triggers_on = resets_on
+        self._reset_reason: str | None = None  # of the trigger, until the loop asks
+        self._recycled: collections.Counter[str] = collections.Counter()
         self._returns: collections.deque[float] = collections.deque(maxlen=RETURN_WINDOW)
         self._lengths: collections.deque[int] = collections.deque(maxlen=RETURN_WINDOW)
         self._losses: dict[str, Any] = {}
@@ -96,11 +104,20 @@ class Run:
         """Gradient updates that the last transitions brought due; none for those of the warm-up."""
         return 0 if self.warming_up else self._ratio.owed(self.config.env.num_envs)
 
-    def reset_due(self) -> bool:
-        # Both must be asked, or a step on which they coincide would leave one due again at the next.
-        due = (self._reset_every.due(self.env_step), self._reset_at.due(self.env_step))
+    def reset_due(self) -> str | None:
+        """Return why the networks are to be reset now, or None."""
+        reasons = [
+            # Each must be asked at every step, or what two of them share would leave one due again at the next.
+            "every" if self._reset_every.due(self.env_step) else None,
+            "at" if self._reset_at.due(self.env_step) else None,
+            self._reset_reason,
+        ]
+        self._reset_reason = None
         # Before the first update there is nothing to reset; at the very end nothing could be learned from it.
-        return any(due) and self._ratio.updates > 0 and self.env_step < self.config.total_steps
+        possible = self._ratio.updates > 0 and self.env_step < self.config.total_steps
+        if not possible or self.env_step < self.config.reset.warmup:
+            return None
+        return next((reason for reason in reasons if reason), None)
 
     def metrics_due(self) -> bool:
         return self._metrics_due.due(self.env_step) and self._ratio.updates > 0
@@ -114,6 +131,16 @@ class Run:
     def log(self, values: Mapping[str, float]) -> None:
         """Write scalars at the present step."""
         self._logger.scalars(values, self.env_step)
+
+    def log_plasticity(self, metrics: Mapping[str, float]) -> None:
+        """Write a measurement on the metrics' own period and let the trigger see it."""
+        self.log(metrics)
+        if self._triggers_on:
+            self._reset_reason = self.trigger.update(self.env_step, metrics)
+
+    def log_recycled(self, counts: Mapping[str, int]) -> None:
+        """Add up units that a tracker recycled, by network, until the log interval ends."""
+        self._recycled.update(counts)
 
     def log_losses(self, losses: Mapping[str, Any]) -> None:
         """Keep the newest losses (device scalars) until the log interval ends, so that nothing synchronises."""
@@ -139,6 +166,9 @@ class Run:
             rollout["rollout/ep_len_mean"] = sum(self._lengths) / len(self._lengths)
         if hasattr(agent, "epsilon"):
             rollout["rollout/exploration_rate"] = agent.epsilon(self.env_step)
+        if self.tracker is not None:
+            rollout |= {f"reset/{name}/recycled_units": float(n) for name, n in self._recycled.items()}
+            self._recycled.clear()
         speed = self._progress.speed(self.env_step, agent.update_step)
         frames = self.env_step * self.config.env.action_repeat
         self.log(rollout | train | speed | {"time/total_timesteps": self.env_step, "time/frames": frames})
@@ -173,6 +203,7 @@ class Run:
     def record_reset(self, record: Mapping[str, Any]) -> None:
         """Append one reset, with the metrics before and after it, to ``resets.jsonl``."""
         self.num_resets += 1
+        self.trigger.note_reset(self.env_step)
         with (self.run_dir / "resets.jsonl").open("a") as file:
             file.write(json.dumps({"env_step": self.env_step, "index": self.num_resets, **record}) + "\n")
 
@@ -252,6 +283,7 @@ class Run:
             "checkpoint": self._checkpoint_due,
             "reset_every": self._reset_every,
             "reset_at": self._reset_at,
+            "trigger": self.trigger,
         }
 
     def _state_dict(self) -> dict[str, Any]:
@@ -264,6 +296,8 @@ class Run:
             "lengths": list(self._lengths),
             "losses": {name: float(value) for name, value in self._losses.items()},
             "seconds": self.seconds,
+            "recycled": dict(self._recycled),
+            "tracker": None if self.tracker is None else self.tracker.state_dict(),
             "schedules": {name: schedule.state_dict() for name, schedule in self._schedule_states().items()},
         }
 
@@ -273,6 +307,9 @@ class Run:
         self._returns.extend(state["returns"])
         self._lengths.extend(state["lengths"])
         self._losses = dict(state["losses"])
+        self._recycled.update(state["recycled"])
+        if self.tracker is not None:
+            self.tracker.load_state_dict(state["tracker"])
         self._seconds_before = state["seconds"]
         for name, schedule in self._schedule_states().items():
             schedule.load_state_dict(state["schedules"][name])

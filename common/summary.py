@@ -11,7 +11,8 @@ from typing import Any
 
 def reset_line(env_step: int, index: int, record: Mapping[str, Any]) -> str:
     """Return one line about a reset, from the record that goes into ``resets.jsonl``."""
-    line = f"step {env_step:>9,}  reset {index} ({record['strategy']}) in {record['report']['reset/seconds']:.2f} s"
+    seconds = record["report"]["reset/seconds"]
+    line = f"step {env_step:>9,}  reset {index} ({record['reset']}, {record['reason']}) in {seconds:.2f} s"
     if "mean_return_before" in record:
         line += (
             f", evaluation {record['mean_return_before']:.1f} before, {record['mean_return_after']:.1f} after"

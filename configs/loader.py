@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from configs import schema
+from fire.resets import REGISTRY
+from fire.triggers import TriggerConfig
 
 CONFIG_DIR = Path(__file__).parent
 # Flags that name a block of values: the option each one sets, and its default.
@@ -50,7 +52,7 @@ class Entry(NamedTuple):
     maximum: float | None
 
 
-def entries(algo: str, strategy: type) -> dict[str, Entry]:
+def entries(algo: str, strategy: str) -> dict[str, Entry]:
     """Return every option of a run with algorithm ``algo`` and reset ``strategy`` by its dotted path."""
     blocks = [
         ("", "", schema.Config),
@@ -58,7 +60,8 @@ def entries(algo: str, strategy: type) -> dict[str, Entry]:
         ("replay.", "replay", schema.ReplayConfig),
         ("agent.", "agent", schema.AGENT_CONFIGS[algo]),
         ("reset.", "reset", schema.ResetConfig),
-        ("reset.", "strategy", strategy),
+        ("reset.", "strategy", REGISTRY[strategy]),
+        ("reset.trigger.", "trigger", TriggerConfig),
         ("eval.", "eval", schema.EvalConfig),
         ("log.", "log", schema.LogConfig),
         ("checkpoint.", "checkpoint", schema.CheckpointConfig),
@@ -78,12 +81,8 @@ def entries(algo: str, strategy: type) -> dict[str, Entry]:
     return found
 
 
-def load(argv: Sequence[str], strategies: Mapping[str, type]) -> tuple[schema.Config, argparse.Namespace]:
-    """Parse a command line.
-
-    Args:
-        argv: arguments without the program's name.
-        strategies: reset strategies by name, each a frozen dataclass whose fields are its options.
+def load(argv: Sequence[str]) -> tuple[schema.Config, argparse.Namespace]:
+    """Parse a command line (without the program's name).
 
     Returns:
         the configuration, and the flags that are no part of it (``run_dir``).
@@ -101,43 +100,51 @@ def load(argv: Sequence[str], strategies: Mapping[str, type]) -> tuple[schema.Co
         in_files = [values[path] for _, values in files if path in values]
         names[flag] = getattr(selected, flag) or (in_files[-1] if in_files else default)
     _check_name("algo", names["algo"], schema.AGENT_CONFIGS)
-    _check_name("reset", names["reset"], strategies)
+    _check_name("reset", names["reset"], resets())
     _check_name("preset", names["preset"], presets(names["algo"]))
 
-    options = entries(names["algo"], strategies[names["reset"]])
+    layers = [*((str(p.relative_to(CONFIG_DIR)), _read(p)) for p in named_files(**names)), *files]
+    strategy = [values["reset.strategy"] for _, values in layers if "reset.strategy" in values][-1]
+    _check_name("reset.strategy", strategy, REGISTRY)
+    options = entries(names["algo"], strategy)
     merged = {path: entry.default for path, entry in options.items()}
-    for origin, values in [*((p.name, _read(p)) for p in named_files(**names)), *files]:
+    for origin, values in layers:
         merged |= _checked(values, options, origin)
     merged |= {path: names[flag] for flag, (path, _) in SELECTORS.items()}
 
     flags = _parse(_full_parser(options, merged), argv, complete=True)
     given = {path: value for path, value in vars(flags).items() if path in options and value is not None}
     merged |= _checked(given, options, "command line")
-    return build(merged, strategies), flags
+    return build(merged), flags
 
 
-def build(values: Mapping[str, Any], strategies: Mapping[str, type]) -> schema.Config:
+def build(values: Mapping[str, Any]) -> schema.Config:
     """Build the configuration from values by dotted path; options left out keep their defaults.
 
     Raises:
-        ConfigError: a strategy refuses its own options.
+        ConfigError: a strategy or trigger refuses its own options.
     """
-    algo, strategy = values["algo"], strategies[values["reset.name"]]
+    algo, strategy = values["algo"], values["reset.strategy"]
     blocks: dict[str, dict[str, Any]] = {}
     for path, entry in entries(algo, strategy).items():
         if path in values:
             blocks.setdefault(entry.attribute, {})[entry.field] = values[path]
-    try:
-        reset_strategy = strategy(**blocks.get("strategy", {}))
-    except ValueError as error:
-        raise ConfigError(f"reset.{error}") from error
+    own = {}
+    for attribute, prefix, cls in (
+        ("strategy", "reset.", REGISTRY[strategy]),
+        ("trigger", "reset.trigger.", TriggerConfig),
+    ):
+        try:
+            own[attribute] = cls(**blocks.get(attribute, {}))
+        except ValueError as error:
+            raise ConfigError(f"{prefix}{error}") from error
     return schema.Config(
         **blocks[""],
         env=schema.EnvConfig(**blocks.get("env", {})),
         replay=schema.ReplayConfig(**blocks.get("replay", {})),
         agent=schema.AGENT_CONFIGS[algo](**blocks.get("agent", {})),
         reset=schema.ResetConfig(**blocks.get("reset", {})),
-        strategy=reset_strategy,
+        **own,
         eval=schema.EvalConfig(**blocks.get("eval", {})),
         log=schema.LogConfig(**blocks.get("log", {})),
         checkpoint=schema.CheckpointConfig(**blocks.get("checkpoint", {})),
@@ -147,7 +154,7 @@ def build(values: Mapping[str, Any], strategies: Mapping[str, type]) -> schema.C
 def flatten_config(config: schema.Config) -> dict[str, Any]:
     """Return every option of ``config`` by its dotted path."""
     values = {}
-    for path, entry in entries(config.algo, type(config.strategy)).items():
+    for path, entry in entries(config.algo, config.reset.strategy).items():
         block = getattr(config, entry.attribute) if entry.attribute else config
         values[path] = getattr(block, entry.field)
     return values
@@ -165,20 +172,25 @@ def dump(config: schema.Config) -> str:
     return yaml.safe_dump(nested, sort_keys=False)
 
 
-def read_config(path: Path, strategies: Mapping[str, type]) -> schema.Config:
+def read_config(path: Path) -> schema.Config:
     """Read a complete configuration written by ``dump``.
 
     Raises:
         ConfigError: the file is missing or does not fit this version's options.
     """
     values = _read(path)
-    missing = [key for key in ("algo", "reset.name") if key not in values]
+    missing = [key for key in ("algo", "reset.strategy") if key not in values]
     if missing:
         raise ConfigError(f"{path}: {missing[0]} is missing")
     _check_name("algo", values["algo"], schema.AGENT_CONFIGS)
-    _check_name("reset", values["reset.name"], strategies)
-    options = entries(values["algo"], strategies[values["reset.name"]])
-    return build(_checked(values, options, str(path)), strategies)
+    _check_name("reset.strategy", values["reset.strategy"], REGISTRY)
+    options = entries(values["algo"], values["reset.strategy"])
+    return build(_checked(values, options, str(path)))
+
+
+def resets() -> list[str]:
+    """Names that ``--reset`` takes."""
+    return sorted(p.stem for p in CONFIG_DIR.glob("reset/*.yaml"))
 
 
 def presets(algo: str) -> list[str]:
@@ -359,7 +371,7 @@ def _full_parser(options: Mapping[str, Entry], merged: Mapping[str, Any]) -> _Pa
     )
     groups: dict[str, Any] = {}
     for path, entry in options.items():
-        if path in (selected for selected, _ in SELECTORS.values()):
+        if path in (*(selected for selected, _ in SELECTORS.values()), "reset.strategy"):
             continue
         section = path.partition(".")[0] if "." in path else "run"
         group = groups.setdefault(

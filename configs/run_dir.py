@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +19,7 @@ def default_run_dir(config: Config) -> Path:
     return Path("runs") / f"{config.algo}-{env}-{config.reset.name}-{config.preset}-seed{config.seed}"
 
 
-def claim_run_dir(run_dir: Path, config: Config, strategies: Mapping[str, type]) -> IO[str]:
+def claim_run_dir(run_dir: Path, config: Config) -> IO[str]:
     """Create ``run_dir`` with ``config.yaml``, or make sure that it holds this very configuration.
 
     Returns:
@@ -31,7 +30,7 @@ def claim_run_dir(run_dir: Path, config: Config, strategies: Mapping[str, type])
     """
     path = run_dir / "config.yaml"
     if path.exists():
-        saved = loader.flatten_config(loader.read_config(path, strategies))
+        saved = loader.flatten_config(loader.read_config(path))
         asked = loader.flatten_config(config)
         other = [
             f"{key} {saved.get(key)} (asked for: {asked.get(key)})"
@@ -44,7 +43,9 @@ def claim_run_dir(run_dir: Path, config: Config, strategies: Mapping[str, type])
                 f"run folder {run_dir} holds a run with {shown}; choose another --run-dir, or delete it"
             )
     elif run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        raise loader.ConfigError(f"{run_dir} exists and is no run folder (no config.yaml); choose another --run-dir")
+        raise loader.ConfigError(
+            f"{run_dir} exists and is no run folder (no config.yaml); choose another --run-dir"
+        )
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = (run_dir / ".lock").open("w")
     try:

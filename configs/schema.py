@@ -62,6 +62,8 @@ class SACConfig:
     )
     init_temperature: float = option(0.01, "entropy coefficient at the start", minimum=1e-12)
     target_entropy_per_action: float = option(-0.5, "target entropy per action dimension", "nats")
+    l2_init: float = option(0.0, "strength of the L2 Init term added to every loss", minimum=0)
+    parseval: float = option(0.0, "strength of the Parseval term added to every loss", minimum=0)
 
 
 @dataclass(frozen=True)
@@ -83,15 +85,19 @@ class DQNConfig:
     epsilon_fraction: float = option(
         0.1, "share of total_steps over which epsilon falls linearly", minimum=0, maximum=1
     )
+    l2_init: float = option(0.0, "strength of the L2 Init term added to every loss", minimum=0)
+    parseval: float = option(0.0, "strength of the Parseval term added to every loss", minimum=0)
 
 
 @dataclass(frozen=True)
 class ResetConfig:
     """When networks are reset and what beside them; how they are reset is the strategy's own options."""
 
-    name: str = option("fire", "reset strategy")
+    name: str = option("fire", "reset as chosen by --reset: a file in configs/reset/")
+    strategy: str = option("fire", "reset strategy, an entry of fire.resets.REGISTRY")
     every: int = option(0, "reset whenever this many steps have passed; 0: never", "env steps", minimum=0)
     at: tuple[int, ...] = option((), "further reset points", "env steps", minimum=1)
+    warmup: int = option(0, "no reset before this", "env steps", minimum=0)
     until: int | None = option(None, "no periodic reset after this; null: to the end", "env steps")
     networks: tuple[str, ...] = option((), "networks to reset (sac: actor, critic; dqn: q); empty: all")
     temperature: str = option(
@@ -151,7 +157,10 @@ class Config:
     replay: ReplayConfig = ReplayConfig()
     agent: Any = None  # SACConfig or DQNConfig, by algo
     reset: ResetConfig = ResetConfig()
-    strategy: Any = None  # the reset strategy's own dataclass, by reset.name; its options are keys of `reset`
+    strategy: Any = (
+        None  # the reset strategy's own dataclass, by reset.strategy; its options are keys of `reset`
+    )
+    trigger: Any = None  # fire.triggers.TriggerConfig; its options are keys of `reset.trigger`
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -13,7 +13,6 @@ import train
 from configs import loader
 from envs import make_vec
 from evaluate import Evaluation, RandomPolicy, evaluate
-from fire.resets import REGISTRY
 
 
 class PushRight:
@@ -72,7 +71,7 @@ def run_dir(tmp_path_factory):
         "--algo dqn --env CartPole-v1 --preset quick --total-steps 300 --replay.learning-starts 100 "
         "--reset.every 0 --eval.episodes 2 --eval.every 200 --agent.hidden-widths 8 --num-threads 1"
     )
-    config, _ = loader.load(argv.split(), REGISTRY)
+    config, _ = loader.load(argv.split())
     train.train(config, folder)
     return folder
 

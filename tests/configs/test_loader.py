@@ -8,31 +8,34 @@ import pytest
 from configs import loader, schema
 from configs.loader import ConfigError
 from fire.resets import REGISTRY
+from fire.triggers import TriggerConfig
 
 YAMLS = sorted(loader.CONFIG_DIR.rglob("*.yaml"))
 PRESETS = [(algo, preset) for algo in schema.AGENT_CONFIGS for preset in loader.presets(algo)]
 
 
 def load(*argv):
-    return loader.load(argv, REGISTRY)[0]
+    return loader.load(argv)[0]
 
 
 @pytest.mark.parametrize("algo, preset", PRESETS)
-@pytest.mark.parametrize("reset", sorted(REGISTRY))
+@pytest.mark.parametrize("reset", loader.resets())
 def test_every_combination_of_named_files_loads(algo, preset, reset):
     for env in ("Unlisted-v0", *(p.stem for p in (loader.CONFIG_DIR / "env").glob("*.yaml"))):
         argv = ("--algo", algo, "--preset", preset, "--reset", reset, "--env", env)
         config = load(*argv)
         assert (config.algo, config.preset, config.reset.name, config.env.id) == (algo, preset, reset, env)
-        assert type(config.strategy) is REGISTRY[reset]
+        assert type(config.strategy) is REGISTRY[config.reset.strategy]
 
 
 def test_every_yaml_in_the_repository_is_reachable_and_says_where_its_values_come_from():
     reachable = set()
     for algo, preset in PRESETS:
-        for reset in REGISTRY:
+        for reset in loader.resets():
             stems = {p.stem for p in (loader.CONFIG_DIR / "env").glob("*.yaml")}
-            stems |= {p.stem.removeprefix(f"{algo}-") for p in loader.CONFIG_DIR.glob(f"preset/*/{algo}-*.yaml")}
+            stems |= {
+                p.stem.removeprefix(f"{algo}-") for p in loader.CONFIG_DIR.glob(f"preset/*/{algo}-*.yaml")
+            }
             for env in stems:
                 reachable |= set(loader.named_files(algo, env, reset, preset))
     assert set(YAMLS) == reachable
@@ -44,9 +47,18 @@ def test_paper_preset_holds_the_papers_constants():
     """facts: SimBa's configuration and FIRE's SAC protocol, 1M frames at action repeat 2."""
     config = load("--preset", "paper")
     assert config.total_steps * config.env.action_repeat == 1_000_000
-    assert (config.replay.batch_size, config.replay.replay_ratio, config.replay.learning_starts) == (256, 2.0, 5_000)
+    assert (config.replay.batch_size, config.replay.replay_ratio, config.replay.learning_starts) == (
+        256,
+        2.0,
+        5_000,
+    )
     agent = config.agent
-    assert (agent.actor_width, agent.actor_blocks, agent.critic_width, agent.critic_blocks) == (128, 1, 512, 2)
+    assert (agent.actor_width, agent.actor_blocks, agent.critic_width, agent.critic_blocks) == (
+        128,
+        1,
+        512,
+        2,
+    )
     assert (agent.learning_rate, agent.weight_decay, agent.target_tau) == (1e-4, 1e-2, 0.005)
     assert (agent.init_temperature, agent.target_entropy_per_action, agent.gamma) == (0.01, -0.5, None)
     assert config.reset.at == (250_000,) and config.reset.temperature == "reset"
@@ -82,11 +94,29 @@ def test_flags_take_dashes_underscores_lists_and_bare_booleans():
     assert config.reset.until is None
 
 
+def test_reset_names_choose_a_strategy_and_its_options():
+    published = load("--reset", "fire_paper_sac")
+    assert (published.reset.name, published.reset.strategy) == ("fire_paper_sac", "fire")
+    assert (published.strategy.method, published.strategy.num_iters) == ("newton_schulz", 10)
+    assert load("--reset", "fire").strategy.method == "polar"
+
+
+def test_trigger_options_are_checked():
+    config = load(
+        "--reset.trigger.metric", "plasticity/critic/dormant_ratio", "--reset.trigger.threshold", "0.3"
+    )
+    assert (config.trigger.metric, config.trigger.threshold) == ("plasticity/critic/dormant_ratio", 0.3)
+    with pytest.raises(ConfigError, match=r"reset\.trigger\.direction must be one of above, below"):
+        load("--reset.trigger.direction", "sideways")
+    with pytest.raises(ConfigError, match=r"reset\.trigger\.patience"):
+        load("--reset.trigger.patience", "0")
+
+
 def test_dump_reads_back_equal(tmp_path):
     config = load("--reset", "shrink_perturb", "--reset.shrink-factor", "0.3", "--reset.at", "5", "6")
     path = tmp_path / "config.yaml"
     path.write_text(loader.dump(config))
-    assert loader.read_config(path, REGISTRY) == config
+    assert loader.read_config(path) == config
     assert load("--config", str(path)) == config
 
 
@@ -141,19 +171,21 @@ def test_help_names_every_option_with_its_default(capsys):
         load("--preset", "quick", "--algo", "sac", "--help")
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    options = loader.entries("sac", REGISTRY["fire"])
+    options = loader.entries("sac", "fire")
     for path in options:
-        if path not in {selected for selected, _ in loader.SELECTORS.values()}:
+        if path not in {selected for selected, _ in loader.SELECTORS.values()} | {"reset.strategy"}:
             assert "--" + path.replace("_", "-") in text
     assert "[env steps] (default: 20000)" in text  # the quick preset's, not the dataclass's
 
 
-@pytest.mark.parametrize("cls", [schema.Config, *schema.AGENT_CONFIGS.values(), *REGISTRY.values()])
+@pytest.mark.parametrize(
+    "cls", [schema.Config, *schema.AGENT_CONFIGS.values(), *REGISTRY.values(), TriggerConfig]
+)
 def test_options_are_documented(cls):
     for field in dataclasses.fields(cls):
         if field.default is not None and dataclasses.is_dataclass(field.default):
             continue
-        if field.name in ("agent", "strategy"):
+        if field.name in ("agent", "strategy", "trigger"):
             continue
         assert field.metadata["help"], f"{cls.__name__}.{field.name} has no help"
 
