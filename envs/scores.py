@@ -2,7 +2,8 @@
 
 ``success`` is the task's success bar (``success_bar`` in the task classes of HumanoidBench, Sferrazza et al.
 2024). ``random`` is the mean return of the uniform random policy at action repeat 2, over 10 seeds and 10
-environments, as SimBa's code base tabulates it (Lee et al. 2024, scale_rl/envs/humanoid_bench.py); None where it does not.
+environments, as SimBa's code base tabulates it (Lee et al. 2024, scale_rl/envs/humanoid_bench.py);
+None where it does not.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ SCORES: dict[str, Score] = {
     "h1-balance_simple-v0": Score(9.391, 800.0),
     "h1-crawl-v0": Score(272.658, 700.0),
     "h1-door-v0": Score(None, 600.0),
+    "h1-highbar_simple-v0": Score(None, 750.0),
     "h1-hurdle-v0": Score(2.214, 700.0),
     "h1-maze-v0": Score(106.441, 1200.0),
     "h1-package-v0": Score(None, 1500.0),

@@ -11,7 +11,6 @@ from envs.humanoid.scene import FRAME_SKIP, new_scene
 from envs.humanoid.task import Layout, Readings, Task, add_sensors
 from envs.humanoid.tasks import TASKS
 
-RESET_NOISE = 0.01  # half width of the uniform noise on every entry of qpos
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
@@ -67,7 +66,8 @@ class Simulation:
         mujoco.mj_resetData(model, data)
         data.qpos[:] = self.scene.initial_qpos
         mujoco.mj_forward(model, data)
-        data.qpos += random.uniform(-RESET_NOISE, RESET_NOISE, size=model.nq)
+        noise = self.scene.task.reset_noise
+        data.qpos += random.uniform(-noise, noise, size=model.nq)
         mujoco.mj_forward(model, data)
         self.memory[:] = 0.0
         if self.scene.task.randomize(data, self.memory, random):

@@ -85,6 +85,7 @@ class Task:
         camera: a key of ``scene.CAMERAS``.
         memory_size: float64 numbers kept per environment between steps, zeroed by a reset.
         max_episode_steps: time limit in frames.
+        reset_noise: half width of the uniform noise a reset adds to every entry of qpos (m, rad).
     """
 
     name: str
@@ -92,6 +93,7 @@ class Task:
     camera = "default"
     memory_size = 0
     max_episode_steps = 1000
+    reset_noise = 0.01
 
     def add_scenery(self, spec: mujoco.MjSpec) -> None:
         """Add bodies and sensors to the scene; the robot is already in it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from envs.humanoid.balancing import BalanceHard, BalanceSimple
 from envs.humanoid.climbing import Slide, Stair
+from envs.humanoid.hanging import HighBarSimple
 from envs.humanoid.locomotion import Run, Stand, Walk
 from envs.humanoid.manipulation import Door, Package, Push
 from envs.humanoid.obstacles import Crawl, Hurdle, Maze, Pole
@@ -18,6 +19,6 @@ TASKS: dict[str, type[Task]] = {
         *(Hurdle, Crawl, Maze, Pole),
         *(SitSimple, SitHard, BalanceSimple, BalanceHard),
         *(Stair, Slide, Reach),
-        *(Push, Package, Door),
+        *(Push, Package, Door, HighBarSimple),
     )
 }

@@ -5,11 +5,42 @@ from __future__ import annotations
 import importlib.util
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 import pytest
 
 from envs import EnvError, make_vec
+from envs.humanoid.simulation import scene
+from envs.humanoid.tasks import TASKS
+from envs.official import resolve_official
 
+
+def moving_bodies(model: mujoco.MjModel) -> list[tuple[float, ...]]:
+    """Return mass, principal inertias and centre of mass of every body with joints of its own, sorted."""
+    moving = [body for body in range(model.nbody) if model.body_dofnum[body] > 0]
+    return sorted(
+        tuple(
+            np.round([model.body_mass[b], *np.sort(model.body_inertia[b]), *model.body_ipos[b]], 9).tolist()
+        )
+        for b in moving
+    )
+
+
+def fixed_shapes(model: mujoco.MjModel) -> list[tuple[float, ...]]:
+    """Return kind, place and size of everything fixed that collides, sorted."""
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    used = {int(mujoco.mjtGeom.mjGEOM_CYLINDER): 2, int(mujoco.mjtGeom.mjGEOM_SPHERE): 1}  # numbers of a size
+    shapes = []
+    for geom in np.flatnonzero((model.geom_contype > 0) & (model.body_weldid[model.geom_bodyid] == 0)):
+        kind = int(model.geom_type[geom])
+        size = model.geom_size[geom, : used.get(kind, 3)]
+        shapes.append((kind, *np.round([*data.geom_xpos[geom], *size], 6).tolist()))
+    return sorted(shapes)
+
+
+FIELDS = ("jnt_range", "jnt_axis", "jnt_stiffness", "dof_damping", "dof_armature", "eq_data")
+FIELDS += ("actuator_gainprm", "actuator_biasprm", "actuator_ctrlrange", "actuator_forcerange")
 installed = importlib.util.find_spec("humanoid_bench") is not None
 
 
@@ -38,6 +69,20 @@ class TestWithThePackage:
             expected, got = official.step(action), native.step(action)
             np.testing.assert_allclose(got.next_obs, expected.next_obs, rtol=0, atol=1e-4)
             np.testing.assert_allclose(got.reward, expected.reward, rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize("task", TASKS)
+    def test_scenes_are_the_same(self, task):
+        """Masses, inertias, joints, actuators, ties and what stands around; all but the robot's hulls."""
+        official = gym.make(resolve_official(f"humanoid_bench:h1-{task}-v0")).unwrapped.model
+        native = scene(task).model
+        np.testing.assert_array_equal(native.jnt_type, official.jnt_type)
+        for field in FIELDS:
+            np.testing.assert_allclose(
+                getattr(native, field), getattr(official, field), atol=1e-12, err_msg=field
+            )
+        np.testing.assert_allclose(scene(task).initial_qpos, official.key_qpos[0])
+        assert moving_bodies(native) == moving_bodies(official)
+        assert fixed_shapes(native) == fixed_shapes(official)
 
     def test_native_ids_stay_native(self):
         make_vec("humanoid_bench:h1-walk-v0")
