@@ -1,6 +1,8 @@
 """A continual-learning study on real images: which resets keep a small network able to learn?
 
-    python benchmarks/continual.py --output results/continual
+    python -m benchmarks.continual --output results/continual
+    python -m benchmarks.continual --tasks relabelled --output results/scales \\
+        --methods full FIRE "FIRE, scale mean singular value" "FIRE, norm preserved"
 
 A network learns a sequence of tasks made from scikit-learn's 8 x 8 digits; at every task boundary a reset
 is applied. ``relabelled``: 400 images get random labels, the score is the share memorised. ``permuted``:
@@ -43,7 +45,10 @@ METHODS: dict[str, Reset] = {
     "random orthogonal": REGISTRY["random_orthogonal"](),
     "FIRE, 10 cubic steps": FireReset(method="newton_schulz"),
     "FIRE": FireReset(),
+    "FIRE, scale mean singular value": FireReset(scale="mean_singular_value"),
+    "FIRE, norm preserved": FireReset(scale="preserve_norm"),
 }
+COMPARED = tuple(METHODS)[:8]
 TASKS = ("relabelled", "permuted")
 NUM_CLASSES = 10
 BATCH_SIZE = 64
@@ -176,6 +181,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(COMPARED))
     parser.add_argument("--num-seeds", type=int, default=8)
     parser.add_argument("--num-tasks", type=int, default=20)
     parser.add_argument("--steps", type=int, default=400, help="gradient updates per task")
@@ -196,8 +202,8 @@ def main() -> None:
     print("\n".join(lines))
     for kind in args.tasks:
         results[kind] = {}
-        for method, reset in METHODS.items():
-            scores, metrics = run(kind, reset, args.num_seeds, args.num_tasks, args.steps)
+        for method in args.methods:
+            scores, metrics = run(kind, METHODS[method], args.num_seeds, args.num_tasks, args.steps)
             results[kind][method] = scores
             late = scores[:, args.num_tasks // 2 :].mean(axis=1)
             low, high = bootstrap_interval(late)

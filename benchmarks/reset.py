@@ -1,8 +1,8 @@
 """Time and accuracy of FIRE's orthogonalization against the published algorithm, in one run.
 
-    python benchmarks/reset.py --networks nature_cnn simba --repeats 7
-    python benchmarks/reset.py --networks resnet18 transformer mlp4096 --repeats 1
-    python benchmarks/reset.py --networks --agent      # one FIRE reset in env steps and gradient updates
+    python -m benchmarks.reset --networks nature_cnn simba --repeats 7
+    python -m benchmarks.reset --networks resnet18 transformer mlp4096 --repeats 1
+    python -m benchmarks.reset --networks --agent      # one FIRE reset in env steps and gradient updates
 
 The rival is the published formula (FIRE algorithm 1, ten cubic steps, one slice at a time, float32).
 Repetitions are interleaved, so that the ratio survives a busy machine. Accuracy is the worst over the

@@ -17,7 +17,7 @@ from fire.slot import NetworkSlot
 
 @dataclass(frozen=True)
 class DashReset(Reset):
-    """Direction-aware shrinking (Shin et al. 2024, DASH): w <- w * max(lambda, cos(w, -gradient)).
+    """Direction-aware shrinking (Shin et al. 2024, DASH, arXiv 2410.23495): w <- w * max(lambda, cos(w, -gradient)).
 
     w is one kernel of a convolution, one row of another weight, or a whole bias or norm vector. The paper
     averages the gradient over mini-batches of new data; here it is that of ``slot.loss`` on the one batch

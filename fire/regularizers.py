@@ -33,7 +33,7 @@ def l2_init(module: nn.Module, initial: Mapping[str, Tensor], strength: float) -
 
 
 def parseval(module: nn.Module, strength: float, scale: float = 1.0, heads: Sequence[str] = ()) -> Tensor:
-    """strength * sum of ||W W^T - s I||_F^2 over weight layers (Chung et al. 2024, arXiv 2407.07747).
+    """strength * sum of ||W W^T - s I||_F^2 over weight layers (Chung et al. 2024, arXiv 2412.07224).
 
     Convolutions count as one (out, in * kernel) matrix; output layers are left out, since their size
     carries the predictions.
