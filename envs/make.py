@@ -14,6 +14,7 @@ from gymnasium.wrappers import FlattenObservation, RepeatAction, RescaleAction, 
 
 from envs.errors import EnvError
 from envs.official import PREFIX, resolve_official
+from envs.rendering import select_gl_backend
 
 
 def resolve_env_id(env_id: str) -> str:
@@ -50,6 +51,8 @@ def make_env(env_id: str, action_repeat: int = 1, render_mode: str | None = None
         # Without it pygame, which draws the classic-control tasks, complains about a missing display.
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     rendering = {} if render_mode is None else {"render_mode": render_mode}
+    if rendering and any(word in str(gym.spec(resolved).entry_point) for word in ("mujoco", "official")):
+        select_gl_backend()  # Gymnasium's own choice needs a display
     try:
         env = gym.make(resolved, disable_env_checker=True, **rendering)
     except (gym.error.Error, ImportError) as error:

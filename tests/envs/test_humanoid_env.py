@@ -155,6 +155,15 @@ def test_rendering_without_a_display():
     env.close()
 
 
+def test_gymnasiums_mujoco_environments_render_without_a_display_too():
+    if not can_render():
+        pytest.skip("neither EGL nor OSMesa on this machine")
+    env = make_vec("InvertedPendulum-v5", render_mode="rgb_array")
+    env.reset(seed=0)
+    assert env.render().std() > 5
+    env.close()
+
+
 def test_unknown_render_mode():
     with pytest.raises(ValueError, match="renders as 'rgb_array' only"):
         gym.make("h1-walk-v0").unwrapped.__class__("walk", render_mode="human")

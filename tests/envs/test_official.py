@@ -104,6 +104,12 @@ class TestWithThePackage:
             action = env.random_action()
             np.testing.assert_array_equal(env.step(action).obs, other.step(action).obs)
 
+    def test_renders(self):
+        env = make_vec("humanoid_bench:h1-walk-v0", render_mode="rgb_array")
+        env.reset(seed=0)
+        assert env.render().std() > 5
+        env.close()
+
     def test_unknown_task(self):
         with pytest.raises(EnvError, match="has no environment 'h1-wlak-v0'"):
             make_vec("humanoid_bench:h1-wlak-v0")
