@@ -154,7 +154,7 @@ class VecEnv:
     @property
     def frames_per_second(self) -> float:
         """Rate at which one ``render`` per step plays in real time; 30 frames a second where none is declared."""
-        return self._vector.envs[0].metadata.get("render_fps", 30) / self.action_repeat
+        return self._vector.metadata.get("render_fps", 30) / self.action_repeat
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on bit for bit, the episodes under way included.

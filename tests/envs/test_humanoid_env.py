@@ -164,6 +164,18 @@ def test_gymnasiums_mujoco_environments_render_without_a_display_too():
     env.close()
 
 
+def test_vector_renders_the_first():
+    if not can_render():
+        pytest.skip("neither EGL nor OSMesa on this machine")
+    env = make_vec("h1-walk", num_envs=2, action_repeat=2, render_mode="rgb_array")
+    assert env.frames_per_second == 25
+    env.reset(seed=0)
+    before = env.render()
+    env.step(np.stack((np.ones(19), np.zeros(19))))
+    assert before.shape == (480, 640, 3) and (env.render() != before).any()
+    env.close()
+
+
 def test_unknown_render_mode():
     with pytest.raises(ValueError, match="renders as 'rgb_array' only"):
         gym.make("h1-walk-v0").unwrapped.__class__("walk", render_mode="human")

@@ -219,5 +219,8 @@ def test_render_shows_the_first():
     env.reset(seed=0)
     env.step(env.random_action())
     assert env.render().shape == (4, 6, 3) and (env.render() == 1).all()
+    assert env.frames_per_second == 50
     blind = make_vec("Counting-v0")
     blind.reset(seed=0)
+    with pytest.raises(EnvError, match="was not built with render_mode='rgb_array'"):
+        blind.render()
