@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -56,7 +56,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Reset:
-    """Base of all strategies. Subclasses plan changes; optimizer and target are treated as these fields say."""
+    """Base of all strategies. Subclasses plan changes; optimizer and target are treated as these fields
+    say.
+    """
 
     name: ClassVar[str]
     structural: ClassVar[bool] = False
@@ -142,8 +144,15 @@ def entries_of(network: str, slot: NetworkSlot) -> list[Entry]:
 
 
 def _with_fresh(network: str, entry: Entry, fresh: nn.Module) -> Entry:
-    name = entry.name.removeprefix(f"{network}/")
-    return Entry(entry.name, entry.parameter, entry.layer, entry.is_weight, fresh.get_parameter(name))
+    """The entry with its counterpart in ``fresh``; ValueError where there is none."""
+    try:
+        counterpart = fresh.get_parameter(entry.name.removeprefix(f"{network}/"))
+    except AttributeError as error:
+        raise ValueError(
+            f"a fresh network has no {entry.name}: it was added by a structural reset, which only resets that "
+            "draw nothing can follow"
+        ) from error
+    return replace(entry, fresh=counterpart)
 
 
 def check_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from fire.dash import DashReset
 from fire.injection import InjectedHead, PlasticityInjection, restore_structure
-from fire.layerwise import FireDqnReset, RandomOrthogonalReset, SrDqnReset
+from fire.layerwise import FireDqnReset, FireReset, FullReset, RandomOrthogonalReset, SrDqnReset
 from fire.recycling import ContinualBackprop, ReDo, SelfNormalizedReset
 from fire.regularizers import l2_init, parseval
 from fire.resets import reset_networks
@@ -207,6 +207,16 @@ def test_injected_structure_is_restored_from_a_state_dict() -> None:
         assert torch.equal(value, other.module.state_dict()[name])
     flags = [[p.requires_grad for p in s.module.parameters()] for s in (slot, other)]
     assert flags[0] == flags[1]
+
+
+def test_only_resets_that_draw_nothing_can_follow_an_injection() -> None:
+    slot, batch = make_slot("mlp"), batch_for("mlp")
+    reset_networks({"q": slot}, PlasticityInjection(), batch, generator())
+    before = parameters(slot.module)
+    with pytest.raises(ValueError, match=r"a fresh network has no q/5\.old\.weight"):
+        reset_networks({"q": slot}, FullReset(), batch, generator())
+    assert all(torch.equal(before[name], value) for name, value in slot.module.named_parameters())
+    reset_networks({"q": slot}, FireReset(), batch, generator())
 
 
 # ---- continual backprop and self-normalised resets ----
