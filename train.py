@@ -6,13 +6,14 @@ python train.py --help
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from pathlib import Path
 
 import torch
 
-from agents import Agent, Batch, ReplayBuffer, make_agent, make_replay
+from agents import Agent, Batch, ReplayBuffer, make_agent, make_replay, pick_device
 from common.checkpoint import CheckpointError
 from common.plots import plot_learning_curve
 from common.run import Run, TrainingDiverged
@@ -26,6 +27,7 @@ from envs.vec import VecEnv
 from evaluate import Evaluation, RandomPolicy, evaluate
 from fire.metrics import measure
 from fire.resets import reset_networks
+from fire.slot import NetworkSlot
 from fire.triggers import Trigger
 
 
@@ -37,46 +39,46 @@ def train(config: Config, run_dir: Path) -> Run:
     env = make_vec(config.env.id, config.env.num_envs, config.env.action_repeat)
     eval_env = make_vec(config.env.id, config.eval.num_envs, config.env.action_repeat)
     agent = make_agent(config, env.observation_space, env.action_space, env.max_episode_steps, device)
-    check_networks(config, agent)
     replay = make_replay(config, env.observation_space, env.action_space, agent.gamma, device)
     sampling = torch_generator(config.seed, "replay")
 
-    lock = claim_run_dir(run_dir, config)
-    run = Run(config, run_dir, Trigger(config.trigger), config.strategy.tracker())
-    obs = run.start(agent, replay, env, sampling)
-    if obs is None:
-        obs = env.reset(stream_seed(config.seed, "train_env"))
-        evaluation(run, RandomPolicy(eval_env), eval_env, "random_policy")
-    run.say(f"run folder {run_dir}, from env step {run.env_step:,} of {config.total_steps:,}, on {device}")
+    with (
+        contextlib.closing(claim_run_dir(run_dir, config)),
+        contextlib.closing(Run(config, run_dir, Trigger(config.trigger), config.strategy.tracker())) as run,
+    ):
+        obs = run.start(agent, replay, env, sampling)
+        if obs is None:
+            obs = env.reset(stream_seed(config.seed, "train_env"))
+            evaluation(run, RandomPolicy(eval_env), eval_env, "random_policy")
+        run.say(
+            f"run folder {run_dir}, from env step {run.env_step:,} of {config.total_steps:,}, on {device}"
+        )
 
-    while run.going:
-        agent.observe(obs)
-        action = env.random_action() if run.warming_up else agent.act(obs, run.env_step)
-        step = env.step(action)
-        replay.add(obs, action, step.reward, step.terminated, step.truncated, step.next_obs)
-        obs = step.obs
-        run.advance(env.num_envs, step.episodes)
+        while run.going:
+            agent.observe(obs)
+            action = env.random_action() if run.warming_up else agent.act(obs, run.env_step)
+            step = env.step(action)
+            replay.add(obs, action, step.reward, step.terminated, step.truncated, step.next_obs)
+            obs = step.obs
+            run.advance(env.num_envs, step.episodes)
 
-        for _ in range(run.updates_owed()):
-            batch = replay.sample(config.replay.batch_size, sampling)
-            run.log_losses(agent.update(batch))
-            if run.tracker is not None:
-                run.log_recycled(
-                    run.tracker.after_update(*reset_inputs(run, agent, batch, 1, agent.update_step))
-                )
+            for _ in range(run.updates_owed()):
+                batch = replay.sample(config.replay.batch_size, sampling)
+                run.log_losses(agent.update(batch))
+                if run.tracker is not None:
+                    inputs = reset_inputs(run, agent, batch, 1, agent.update_step)
+                    run.log_recycled(run.tracker.after_update(*inputs))
 
-        run.log_if_due(agent, replay)
-        if run.metrics_due():
-            run.log_plasticity(plasticity(run, agent, replay))
-        if reason := run.reset_due():
-            reset(run, agent, replay, eval_env, reason)
-        if run.evaluation_due():
-            evaluation(run, agent, eval_env, "periodic")
-        run.save_if_due(agent, replay, env, sampling)
+            run.log_if_due(agent, replay)
+            if run.metrics_due():
+                run.log_plasticity(plasticity(run, agent, replay))
+            if reason := run.reset_due():
+                reset(run, agent, replay, eval_env, reason)
+            if run.evaluation_due():
+                evaluation(run, agent, eval_env, "periodic")
+            run.save_if_due(agent, replay, env, sampling)
 
-    run.save(agent, replay, env, sampling)
-    run.close()
-    lock.close()
+        run.save(agent, replay, env, sampling)
     env.close()
     eval_env.close()
     return run
@@ -104,48 +106,39 @@ def probe(run: Run, replay: ReplayBuffer) -> Batch:
 
 def reset(run: Run, agent: Agent, replay: ReplayBuffer, eval_env: VecEnv, reason: str) -> None:
     """Reset the networks that the configuration names, with metrics and episodes right before and after."""
-    config = run.config
-    record: dict[str, object] = {"reset": config.reset.name, "reason": reason}
-    for when in ("before", "after"):
-        if when == "after":
-            slots, batch, generator = reset_inputs(run, agent, probe(run, replay), 0, run.num_resets)
-            report = reset_networks(slots, config.strategy, batch, generator).scalars()
-            if config.reset.temperature == "reset":
-                agent.reset_temperature()
-            record["report"] = report
-            run.log(report)
-        record[f"plasticity_{when}"] = plasticity(run, agent, replay)
-        run.log(record[f"plasticity_{when}"])
-        if config.eval.around_resets:
-            record[f"mean_return_{when}"] = evaluation(run, agent, eval_env, f"{when}_reset").mean
+
+    def look(when: str) -> dict[str, float]:
+        seen = plasticity(run, agent, replay)
+        run.log(seen)
+        if run.config.eval.around_resets:
+            seen["mean_return"] = evaluation(run, agent, eval_env, when).mean
+        return seen
+
+    before = look("before_reset")
+    slots, batch, generator = reset_inputs(run, agent, probe(run, replay), 0, run.num_resets)
+    report = reset_networks(slots, run.config.strategy, batch, generator).scalars()
+    if run.config.reset.temperature == "reset":
+        agent.reset_temperature()
+    run.log(report)
+    after = look("after_reset")
+    record = {
+        "reset": run.config.reset.name,
+        "reason": reason,
+        "report": report,
+        "before": before,
+        "after": after,
+    }
     run.record_reset(record)
     run.say(reset_line(run.env_step, run.num_resets, record))
 
 
-def reset_inputs(run: Run, agent: Agent, batch: Batch, *path: int):
+def reset_inputs(
+    run: Run, agent: Agent, batch: Batch, *path: int
+) -> tuple[dict[str, NetworkSlot], Batch, torch.Generator]:
     """Return the slots to reset, the batch, and a generator of its own for this reset (sub-stream ``path``)."""
     names = run.config.reset.networks or agent.networks().keys()
     slots = {name: slot for name, slot in agent.networks().items() if name in names}
     return slots, batch, torch.Generator().manual_seed(stream_seed(run.config.seed, "reset", *path))
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device for ``auto``, ``cpu`` or ``cuda``; ConfigError if CUDA is asked for and absent."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise loader.ConfigError("--device cuda: PyTorch sees no CUDA device; valid here: auto, cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def check_networks(config: Config, agent: Agent) -> None:
-    """Refuse reset options that this agent cannot honour."""
-    unknown = set(config.reset.networks) - set(agent.networks())
-    if unknown:
-        valid = ", ".join(agent.networks())
-        raise loader.ConfigError(
-            f"reset.networks: {config.algo} has no network {unknown.pop()!r}; valid: {valid}"
-        )
-    if config.reset.temperature == "reset" and not hasattr(agent, "reset_temperature"):
-        raise loader.ConfigError(f"reset.temperature reset: {config.algo} has no temperature; valid: keep")
 
 
 def main(argv: list[str]) -> int:
@@ -158,11 +151,11 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except TrainingDiverged as error:
-        print(
-            f"error: training diverged: {error}; the newest checkpoint in {run_dir} is intact",
-            file=sys.stderr,
-        )
+        print(f"error: training diverged: {error}; {run_dir} keeps its last checkpoint", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped at once; the same command resumes from the last checkpoint", file=sys.stderr)
+        return 130
     if run.stop_requested:
         print(f"stopped and saved at env step {run.env_step:,}; the same command resumes:")
         print(f"  python train.py {shlex.join(argv)}")

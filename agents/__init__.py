@@ -12,7 +12,7 @@ from agents.sac import SAC
 from configs.loader import ConfigError
 from configs.schema import Config
 
-__all__ = ["DQN", "SAC", "Agent", "Batch", "ReplayBuffer", "make_agent", "make_replay"]
+__all__ = ["DQN", "SAC", "Agent", "Batch", "ReplayBuffer", "make_agent", "make_replay", "pick_device"]
 
 
 def make_agent(
@@ -25,17 +25,31 @@ def make_agent(
     """Build the agent of ``config`` for single-environment spaces; ``max_episode_steps`` counts transitions.
 
     Raises:
-        ConfigError: the algorithm cannot act in this action space.
+        ConfigError: the algorithm cannot act in this action space, or cannot honour a reset option.
     """
     (obs_dim,) = observation_space.shape
+    wanted, other = (spaces.Box, "dqn") if config.algo == "sac" else (spaces.Discrete, "sac")
+    if not isinstance(action_space, wanted):
+        raise ConfigError(
+            f"--algo {config.algo} needs {wanted.__name__} actions, but {config.env.id} has {action_space}; "
+            f"use --algo {other}"
+        )
+    agent: Agent
     if config.algo == "sac":
-        if not isinstance(action_space, spaces.Box):
-            raise ConfigError(_mismatch(config, "continuous (Box)", action_space, "dqn"))
-        return SAC(config.agent, obs_dim, action_space.shape[0], max_episode_steps, config.seed, device)
-    if not isinstance(action_space, spaces.Discrete):
-        raise ConfigError(_mismatch(config, "discrete", action_space, "sac"))
-    learning_starts, total_steps = config.replay.learning_starts, config.total_steps
-    return DQN(config.agent, obs_dim, int(action_space.n), learning_starts, total_steps, config.seed, device)
+        (action_dim,) = action_space.shape
+        agent = SAC(config.agent, obs_dim, action_dim, max_episode_steps, config.seed, device)
+    else:
+        learning_starts, total_steps = config.replay.learning_starts, config.total_steps
+        num_actions = int(action_space.n)
+        agent = DQN(config.agent, obs_dim, num_actions, learning_starts, total_steps, config.seed, device)
+
+    unknown = sorted(set(config.reset.networks) - set(agent.networks()))
+    if unknown:
+        valid = ", ".join(agent.networks())
+        raise ConfigError(f"reset.networks: {config.algo} has no network {unknown[0]!r}; valid: {valid}")
+    if config.reset.temperature == "reset" and not hasattr(agent, "reset_temperature"):
+        raise ConfigError(f"reset.temperature reset: {config.algo} has no temperature; valid: keep")
+    return agent
 
 
 def make_replay(
@@ -60,5 +74,12 @@ def make_replay(
     )
 
 
-def _mismatch(config: Config, wanted: str, space: spaces.Space, other: str) -> str:
-    return f"--algo {config.algo} needs {wanted} actions, but {config.env.id} has {space}; use --algo {other}"
+def pick_device(name: str) -> torch.device:
+    """Return the device for ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        ConfigError: CUDA is asked for and absent.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch sees no CUDA device; valid here: auto, cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -38,10 +38,8 @@ def save(folder: Path, kind: str, env_step: int, parts: Mapping[str, Any], keep:
         keep: newest checkpoints of this kind that stay, at least 1.
     """
     final = folder / f"{kind}_{env_step:012d}"
-    if final.exists():  # a run has one state at one step, so it is already saved
-        return final
-    partial = folder / f".{final.name}.partial"
-    for leftover in folder.glob(".*.partial"):
+    partial, replaced = folder / f".{final.name}.partial", folder / f".{final.name}.replaced"
+    for leftover in [*folder.glob(".*.partial"), *folder.glob(".*.replaced")]:
         shutil.rmtree(leftover)
     partial.mkdir(parents=True)
     digests = {}
@@ -54,8 +52,11 @@ def save(folder: Path, kind: str, env_step: int, parts: Mapping[str, Any], keep:
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
     _sync(partial / "manifest.json")
     _sync(partial)
+    if final.exists():  # a second one at the same step, such as a better agent right after a reset
+        os.replace(final, replaced)
     os.replace(partial, final)
     _sync(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
     for old in find(folder, kind)[: -max(keep, 1)]:
         shutil.rmtree(old)
     return final

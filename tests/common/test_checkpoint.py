@@ -40,6 +40,13 @@ def test_keeps_the_newest_of_each_kind(tmp_path):
     assert len(checkpoint.find(tmp_path, "best")) == 1
 
 
+def test_a_second_save_at_the_same_step_replaces_the_first(tmp_path):
+    checkpoint.save(tmp_path, "best", 1, {"a": {"x": 1}}, keep=1)
+    path = checkpoint.save(tmp_path, "best", 1, {"a": {"x": 2}}, keep=1)
+    assert checkpoint.load(path, ["a"])["a"] == {"x": 2}
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
 def test_a_crash_before_the_rename_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, "step", 1, {"a": {"x": 1}}, keep=1)
 

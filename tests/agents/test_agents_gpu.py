@@ -1,0 +1,62 @@
+"""Agents on a CUDA device: the same update as on the CPU, and a checkpoint that moves between devices."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from agents.dqn import DQN
+from agents.replay import Batch, ReplayBuffer
+from agents.sac import SAC
+from configs.schema import DQNConfig, SACConfig
+
+pytestmark = pytest.mark.gpu
+CUDA = torch.device("cuda")
+
+
+def batch(device, discrete):
+    g = torch.Generator().manual_seed(0)
+    action = torch.randint(3, (16,), generator=g) if discrete else torch.rand(16, 3, generator=g) * 2 - 1
+    obs, next_obs = torch.randn(2, 16, 5, generator=g)
+    tensors = Batch(obs, action, torch.randn(16, generator=g), torch.full((16,), 0.99), next_obs)
+    return Batch(*(t.to(device) for t in tensors))
+
+
+def test_sac_update_on_the_gpu_equals_the_cpu(monkeypatch):
+    config = SACConfig(actor_width=8, critic_width=8, critic_blocks=1)
+    agents = {name: SAC(config, 5, 3, 500, 0, torch.device(name)) for name in ("cpu", "cuda")}
+    noise = torch.randn(16, 3, generator=torch.Generator().manual_seed(1))
+    for name, agent in agents.items():
+        monkeypatch.setattr(agent, "_draw", lambda _, device=name: noise.to(device))
+        agent.update(batch(name, discrete=False))
+    for key, value in agents["cpu"].critic.state_dict().items():
+        torch.testing.assert_close(agents["cuda"].critic.state_dict()[key].cpu(), value, rtol=1e-3, atol=1e-5)
+
+
+def test_dqn_update_on_the_gpu_equals_the_cpu():
+    config = DQNConfig(hidden_widths=(8,))
+    agents = {name: DQN(config, 5, 3, 0, 100, 0, torch.device(name)) for name in ("cpu", "cuda")}
+    for name, agent in agents.items():
+        agent.update(batch(name, discrete=True))
+    for key, value in agents["cpu"].q.state_dict().items():
+        torch.testing.assert_close(agents["cuda"].q.state_dict()[key].cpu(), value, rtol=1e-3, atol=1e-6)
+
+
+def test_a_state_saved_on_the_gpu_continues_there_bit_for_bit():
+    config = SACConfig(actor_width=8, critic_width=8, critic_blocks=1)
+    one, two = (SAC(config, 5, 3, 500, seed, CUDA) for seed in (0, 1))
+    one.update(batch(CUDA, discrete=False))
+    two.load_state_dict(copy.deepcopy(one.state_dict()))
+    a, b = one.update(batch(CUDA, discrete=False)), two.update(batch(CUDA, discrete=False))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    obs = np.zeros((2, 5), np.float32)
+    assert np.array_equal(one.act(obs, 0), two.act(obs, 0))
+
+
+def test_replay_lives_and_samples_on_the_gpu():
+    buffer = ReplayBuffer(8, 1, (5,), (3,), False, 0.99, device=CUDA)
+    buffer.add(*(np.zeros((1, *s), np.float32) for s in ((5,), (3,), ())), np.array([False]), np.array([False]),
+               np.ones((1, 5), np.float32))  # fmt: skip
+    sample = buffer.sample(4, torch.Generator().manual_seed(0))
+    assert all(t.device.type == "cuda" for t in sample) and sample.next_obs.eq(1).all()
