@@ -16,7 +16,6 @@ CAMERAS = {
     "maze": ((3, 3, 3), (-0.5, 0.5, 0, -0.4, -0.4, 1)),
     "tabletop": ((2.5, 2, 1.5), (-0.5, 0.5, 0, -0.4, -0.4, 1)),
     "hurdle": ((-3, 3, 3), (-0.5, -0.5, 0, 0.4, -0.4, 1)),
-    "basketball": ((-1.8, 3.5, 3), (-0.4, -0.5, 0, 0.4, -0.4, 1)),
 }
 HORIZON = (0.86, 0.90, 0.94, 1)  # colour
 MAX_FRAME = (1920, 1080)  # pixels, width and height
@@ -33,9 +32,8 @@ def new_scene() -> mujoco.MjSpec:
     spec.option.solver = mujoco.mjtSolver.mjSOL_NEWTON
     spec.option.iterations = 100
     spec.option.ls_iterations = 50
-    spec.worldbody.add_geom(
-        name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=(20, 20, 1), conaffinity=1, material="floor"
-    )
+    endless = (0, 0, 1)  # the third number is the spacing of grid lines
+    spec.worldbody.add_geom(name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=endless, material="floor")
     _add_looks(spec)
     add_robot(spec)
     _add_followers(spec)
@@ -45,7 +43,6 @@ def new_scene() -> mujoco.MjSpec:
 def _add_looks(spec: mujoco.MjSpec) -> None:
     """Add sky, floor pattern, materials and picture quality."""
     spec.visual.global_.offwidth, spec.visual.global_.offheight = MAX_FRAME
-
     spec.visual.quality.shadowsize = 4096
     spec.visual.headlight.ambient = (0.25, 0.25, 0.27)
     spec.visual.headlight.diffuse = (0.35, 0.35, 0.35)

@@ -30,7 +30,11 @@ def fixed_shapes(model: mujoco.MjModel) -> list[tuple[float, ...]]:
     """Return kind, place and size of everything fixed that collides, sorted."""
     data = mujoco.MjData(model)
     mujoco.mj_kinematics(model, data)
-    used = {int(mujoco.mjtGeom.mjGEOM_CYLINDER): 2, int(mujoco.mjtGeom.mjGEOM_SPHERE): 1}  # numbers of a size
+    # How many numbers of a size count; a plane's are for drawing only.
+    plane, cylinder, sphere = (
+        getattr(mujoco.mjtGeom, f"mjGEOM_{n}") for n in ("PLANE", "CYLINDER", "SPHERE")
+    )
+    used = {int(plane): 0, int(cylinder): 2, int(sphere): 1}
     shapes = []
     for geom in np.flatnonzero((model.geom_contype > 0) & (model.body_weldid[model.geom_bodyid] == 0)):
         kind = int(model.geom_type[geom])
