@@ -120,16 +120,17 @@ def polar_factors(
         if tensor.numel():
             groups[tensor.device, is_double, max(rows, columns), min(rows, columns)].append(index)
 
-    results = [torch.empty_like(tensor) for tensor in tensors]
+    results = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors]
     for members in groups.values():
         tall = [_as_tall_batch(tensors[i]) for i in members]
         slices = [(i, k) for i, batch in zip(members, tall, strict=True) for k in range(batch.shape[0])]
         labels = [f"{names[i]} (slice {k})" if tensors[i].ndim > 2 else names[i] for i, k in slices]
         slice_seeds = [seeds[i] + k for i, k in slices]
-        solved = _solve_group(torch.cat(tall), labels, slice_seeds, method, num_iters, null, backend)
-        for i, factor in zip(members, solved.split([batch.shape[0] for batch in tall]), strict=True):
-            wide = tensors[i].shape[-2] < tensors[i].shape[-1]
-            results[i].copy_((factor.mT if wide else factor).reshape(tensors[i].shape))
+        batch = torch.cat(tall) if len(tall) > 1 else tall[0]
+        solved = _solve_group(batch, labels, slice_seeds, method, num_iters, null, backend)
+        for i, factor in zip(members, solved.split([len(part) for part in tall]), strict=True):
+            rows, columns = tensors[i].shape[-2:]
+            results[i].view(-1, rows, columns).copy_(factor.mT if rows < columns else factor)
     return results
 
 
@@ -171,7 +172,7 @@ def _solve_group(
     backend: str,
 ) -> Tensor:
     """Return the factors of ``batch`` (slices, m, n), m >= n, in its dtype."""
-    largest = batch.abs().amax(dim=(-2, -1), keepdim=True)
+    largest = torch.linalg.vector_norm(batch, ord=math.inf, dim=(-2, -1), keepdim=True)
     finite = largest.isfinite().flatten()
     if not finite.all():
         bad = int((~finite).nonzero()[0])
@@ -190,7 +191,7 @@ def _solve_group(
         # Scaling by the largest entry changes no polar factor and keeps squares in the range of the dtype.
         scale = torch.where(largest[part] == 0, 1, largest[part])
         if method == "polar":
-            scaled = batch[part].double() / scale.double()
+            scaled = batch[part].to(torch.float64, copy=True).div_(scale)
             result[part] = _exact(scaled, labels[part], seeds[part], null, inverse_root, polish_dtype).to(
                 batch.dtype
             )
@@ -311,7 +312,7 @@ def _polish(factors: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     excess.diagonal(dim1=-2, dim2=-1).sub_(1)
     defect = torch.linalg.matrix_norm(excess) / math.sqrt(excess.shape[-1])
     step = torch.baddbmm(excess, excess, excess, beta=-0.5, alpha=0.375)
-    return factors + x @ step, defect
+    return factors.add_(x @ step), defect
 
 
 def _complete(matrix: Tensor, label: str, seed: int, null: str) -> Tensor:
