@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from envs.make import resolve_env_id
+from envs.official import NAMESPACE
 
 
 class Score(NamedTuple):
@@ -44,11 +45,16 @@ SCORES: dict[str, Score] = {
 
 def random_score(env_id: str) -> float | None:
     """Return the random policy's mean return, None where unknown. Raises EnvError for unknown ids."""
-    score = SCORES.get(resolve_env_id(env_id))
+    score = _score(env_id)
     return None if score is None else score.random
 
 
 def success_score(env_id: str) -> float | None:
     """Return the return that counts as solved, None where unknown. Raises EnvError for unknown ids."""
-    score = SCORES.get(resolve_env_id(env_id))
+    score = _score(env_id)
     return None if score is None else score.success
+
+
+def _score(env_id: str) -> Score | None:
+    """Look up a task; the official package's environments have the scores of the native ones."""
+    return SCORES.get(resolve_env_id(env_id).removeprefix(NAMESPACE))

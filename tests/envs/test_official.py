@@ -9,7 +9,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs import EnvError, make_vec
+from envs import EnvError, make_vec, success_score
 from envs.humanoid.simulation import scene
 from envs.humanoid.tasks import TASKS
 from envs.official import resolve_official
@@ -67,6 +67,7 @@ class TestWithThePackage:
         official = make_vec(f"humanoid_bench:h1-{task}-v0", 4)
         native = make_vec(f"h1-{task}-v0", 4)
         assert official.max_episode_steps == native.max_episode_steps
+        assert success_score(official.env_id) == success_score(native.env_id)
         np.testing.assert_array_equal(official.reset(seed=0), native.reset(seed=0))
         for _ in range(4):
             action = native.random_action()
