@@ -8,6 +8,7 @@ import mujoco
 import numpy as np
 import pytest
 
+from envs import make_vec
 from envs.humanoid.simulation import Simulation, scene
 from envs.humanoid.task import Readings, Task
 from envs.humanoid.tasks import TASKS
@@ -173,3 +174,23 @@ def test_right_limbs_mirror_left_ones():
         limits = [model.joint(body.name).range for body in (left, right)]
         same_way = np.abs(model.joint(name).axis[1]) == 1  # pitch: the mirror keeps the sense of rotation
         np.testing.assert_array_equal(limits[0] if same_way else -limits[0][::-1], limits[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "task, mean_return, error, mean_length, length_error",
+    # The official package on mujoco 4.0, 300 episodes each, by benchmarks/parity.py.
+    [("walk", 4.16, 0.13, 59.57, 1.57), ("balance_simple", 12.90, 0.20, 21.49, 0.39)],
+)
+def test_random_policy_fares_as_in_the_original(task, mean_return, error, mean_length, length_error):
+    env = make_vec(f"h1-{task}", num_envs=10)
+    env.reset(seed=0)
+    played = []
+    while len(played) < 300:
+        played += env.step(env.random_action()).episodes
+    for values, mean, its_error in (
+        ([episode.episodic_return for episode in played], mean_return, error),
+        ([episode.length for episode in played], mean_length, length_error),
+    ):
+        # Four standard errors of the difference: wrong once in 16,000 runs if the means are equal.
+        assert abs(np.mean(values) - mean) < 4 * np.hypot(np.std(values) / np.sqrt(len(values)), its_error)
