@@ -223,7 +223,9 @@ def write_video(path: Path, frames: list[np.ndarray], frames_per_second: float) 
 
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".mp4":
-        imageio.imwrite(path, np.stack(frames), fps=frames_per_second, codec="libx264", plugin="FFMPEG")
+        # Players need even sizes, which a block of 2 guarantees; the default of 16 would rescale most pictures.
+        options = {"fps": frames_per_second, "codec": "libx264", "macro_block_size": 2}
+        imageio.imwrite(path, np.stack(frames), plugin="FFMPEG", **options)
     else:
         imageio.imwrite(path, np.stack(frames), duration=1000.0 / frames_per_second, loop=0)
 

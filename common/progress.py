@@ -33,6 +33,11 @@ class Progress:
         """Seconds since this session began."""
         return time.perf_counter() - self._start
 
+    def advance(self, steps: int) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(steps)
+
     def speed(self, env_step: int, update_step: int) -> dict[str, float]:
         """Return env steps and updates per second since the previous call, all work in between included."""
         now = time.perf_counter()
@@ -53,7 +58,6 @@ class Progress:
         }
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
-            self._bar.update(env_step - self._bar.n)
             return
         rate = (env_step - self._first_step) / max(self.seconds, 1e-9)
         left = tqdm.format_interval((self._total - env_step) / rate) if rate else "?"

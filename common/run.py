@@ -96,6 +96,7 @@ class Run:
     def advance(self, num_envs: int, episodes: Sequence[Any]) -> None:
         """Count one transition in each of ``num_envs`` environments and the episodes that ended."""
         self.env_step += num_envs
+        self._progress.advance(num_envs)
         for episode in episodes:
             self._returns.append(episode.episodic_return)
             self._lengths.append(episode.length)

@@ -13,10 +13,9 @@ def reset_line(env_step: int, index: int, record: Mapping[str, Any]) -> str:
     """Return one line about a reset, from the record that goes into ``resets.jsonl``."""
     seconds = record["report"]["reset/seconds"]
     line = f"step {env_step:>9,}  reset {index} ({record['reset']}, {record['reason']}) in {seconds:.2f} s"
-    if "mean_return_before" in record:
-        line += (
-            f", evaluation {record['mean_return_before']:.1f} before, {record['mean_return_after']:.1f} after"
-        )
+    before, after = record["before"], record["after"]
+    if "mean_return" in before:
+        line += f", evaluation {before['mean_return']:.1f} before, {after['mean_return']:.1f} after"
     return line
 
 
