@@ -53,6 +53,7 @@ class Run:
         self.num_resets = 0
         self.best_return = -math.inf
         self.last_evaluation: float | None = None
+        self._evaluated_at = -1
         self.stop_requested = False
         # A strategy that acts after every update, or never, has no reset points.
         resets_on = config.reset.strategy != "none" and tracker is None
@@ -124,8 +125,9 @@ class Run:
         return self._metrics_due.due(self.env_step) and self._ratio.updates > 0
 
     def evaluation_due(self) -> bool:
-        due = self._evaluation_due.due(self.env_step)
-        return due or self.env_step >= self.config.total_steps
+        """Whether to evaluate now; not if a reset at this very step has just been evaluated."""
+        due = self._evaluation_due.due(self.env_step) or self.env_step >= self.config.total_steps
+        return due and self._evaluated_at != self.env_step
 
     # What is recorded
 
@@ -197,6 +199,7 @@ class Run:
             scalars["eval/success_rate"] = result.success_rate(success_bar)
         self.log(scalars)
         self.last_evaluation = result.mean
+        self._evaluated_at = self.env_step
         is_best = result.mean > self.best_return
         self.best_return = max(self.best_return, result.mean)
         return is_best

@@ -1,0 +1,87 @@
+"""Final returns of the quick presets over several seeds, with and without resets, as a Markdown table.
+
+    python benchmarks/learning.py --algo sac --env Pendulum-v1 --resets none fire
+    python benchmarks/learning.py --algo dqn --env CartPole-v1 --resets none fire
+
+Runs that are complete in --runs are not repeated; interrupted ones resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from common.stats import bootstrap_interval  # noqa: E402
+
+
+def evaluations(run_dir: Path) -> list[dict[str, str]]:
+    """Rows of a run's ``evaluations.csv``; empty if there is none."""
+    path = run_dir / "evaluations.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def finish(run_dir: Path, argv: Sequence[str]) -> None:
+    """Run ``train.py`` with one thread until ``run_dir`` holds a complete run."""
+    if (run_dir / "learning_curve.png").exists():
+        return
+    command = [sys.executable, str(ROOT / "train.py"), *argv, "--run-dir", str(run_dir)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+
+
+def row(reset: str, run_dirs: Sequence[Path]) -> str:
+    """One line of the table: final mean return of each seed, their mean and its 95 % bootstrap interval."""
+    finals, randoms = [], []
+    for run_dir in run_dirs:
+        rows = evaluations(run_dir)
+        finals.append(float(rows[-1]["mean_return"]))
+        randoms.append(float(rows[0]["mean_return"]))
+    low, high = bootstrap_interval(finals)
+    mean = sum(finals) / len(finals)
+    seeds = ", ".join(f"{value:.1f}" for value in finals)
+    chance = sum(randoms) / len(randoms)
+    return f"| `{reset}` | {mean:.1f} | {low:.1f} to {high:.1f} | {seeds} | {chance:.1f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--algo", required=True)
+    parser.add_argument("--env", required=True)
+    parser.add_argument("--resets", nargs="+", default=["none", "fire"])
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N - 1 (default: 5)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
+    parser.add_argument("--runs", type=Path, default=Path("runs/learning"), help="where the run folders go")
+    args = parser.parse_args()
+
+    jobs, folders = [], {reset: [] for reset in args.resets}
+    for seed in range(args.seeds):
+        for reset in args.resets:
+            run_dir = args.runs / f"{args.algo}-{args.env}-{reset}-seed{seed}"
+            folders[reset].append(run_dir)
+            argv = ["--algo", args.algo, "--env", args.env, "--preset", "quick", "--reset", reset]
+            jobs.append((run_dir, [*argv, "--seed", str(seed)]))
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda job: finish(*job), jobs))
+
+    steps = evaluations(folders[args.resets[0]][0])[-1]["env_step"]
+    print(f"{args.algo} on {args.env}, {int(steps):,} env steps, {args.seeds} seeds\n")
+    print("| reset | mean final return | 95 % interval over seeds | each seed | random policy |")
+    print("|---|---|---|---|---|")
+    for reset, run_dirs in folders.items():
+        print(row(reset, run_dirs))
+
+
+if __name__ == "__main__":
+    main()
