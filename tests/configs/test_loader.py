@@ -168,7 +168,7 @@ def test_wrong_yaml_is_one_line(tmp_path, text, message):
 
 def test_help_names_every_option_with_its_default(capsys):
     with pytest.raises(SystemExit) as caught:
-        load("--preset", "quick", "--algo", "sac", "--help")
+        load("--preset", "quick", "--algo", "sac", "--env", "Unlisted-v0", "--help")
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     options = loader.entries("sac", "fire")
