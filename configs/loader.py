@@ -3,7 +3,7 @@
 Values merge left to right, later ones win: dataclass defaults, ``configs/algo/<algo>.yaml``,
 ``configs/env/<env>.yaml``, ``configs/reset/<reset>.yaml``, ``configs/preset/<preset>/<algo>.yaml``,
 ``configs/preset/<preset>/<algo>-<env>.yaml``, files given with ``--config``, flags. The two files that name an
-environment are optional. A flag is the YAML path with dots: ``--agent.critic-width 256``.
+environment are optional; one named after its family (``h1`` for ``h1-walk``) serves where it has none of its own. A flag is the YAML path with dots: ``--agent.critic-width 256``.
 """
 
 from __future__ import annotations
@@ -200,8 +200,8 @@ def presets(algo: str) -> list[str]:
 
 def named_files(algo: str, env: str, reset: str, preset: str) -> list[Path]:
     """The YAML files that the four names bring in, in the order in which they merge."""
-    # "h1-walk" and "h1-walk-v0" are one task, so a file named without the version serves both.
-    spellings = [env.replace("/", "_"), re.sub(r"-v\d+$", "", env).replace("/", "_")]
+    # From the id itself to its family: "h1-walk-v0", "h1-walk", "h1".
+    spellings = [name.replace("/", "_") for name in (env, re.sub(r"-v\d+$", "", env), env.split("-")[0])]
 
     def first_existing(pattern: str) -> list[Path]:
         paths = [CONFIG_DIR / pattern.format(name) for name in spellings]

@@ -190,7 +190,9 @@ def test_options_are_documented(cls):
         assert field.metadata["help"], f"{cls.__name__}.{field.name} has no help"
 
 
-def test_env_files_serve_both_spellings():
-    short = loader.named_files("sac", "h1-walk", "fire", "paper")
-    assert loader.named_files("sac", "h1-walk-v0", "fire", "paper") == short
-    assert Path(loader.CONFIG_DIR / "env/h1-walk.yaml") in short
+def test_env_files_serve_both_spellings_and_the_family():
+    files = [loader.named_files("sac", env, "fire", "paper") for env in ("h1-walk", "h1-walk-v0", "h1-run")]
+    assert files[0] == files[1] == files[2]
+    assert Path(loader.CONFIG_DIR / "env/h1.yaml") in files[0]
+    assert load("--env", "h1-run").env.action_repeat == 2
+    assert load("--env", "Pendulum-v1").env.action_repeat == 1
