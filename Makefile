@@ -29,8 +29,8 @@ check: .venv/installed-dev
 	$(BIN)/python -m pytest
 
 bench: .venv/installed-dev
-	$(BIN)/python benchmarks/reset.py
-	$(BIN)/python benchmarks/envs.py
+	$(BIN)/python -m benchmarks.reset
+	$(BIN)/python -m benchmarks.stepping
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache
