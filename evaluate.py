@@ -144,6 +144,10 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.episodes < 1:
         raise ConfigError(f"--episodes must be at least 1, got {args.episodes}")
+    if args.seed < 0:
+        raise ConfigError(f"--seed must be at least 0, got {args.seed}")
+    if args.json is not None and not args.json.parent.is_dir():
+        raise ConfigError(f"--json {args.json}: no folder {args.json.parent}")
     if args.video is not None and args.video.name and args.video.suffix not in VIDEO_SUFFIXES:
         raise VideoError(f"--video {args.video}: must end in {' or '.join(VIDEO_SUFFIXES)}")
     if not (args.run / "config.yaml").exists():

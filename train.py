@@ -16,9 +16,9 @@ import torch
 from agents import Agent, Batch, ReplayBuffer, make_agent, make_replay, pick_device
 from common.checkpoint import CheckpointError
 from common.plots import plot_learning_curve
-from common.run import Run, TrainingDiverged
+from common.run import Run, TrainingDiverged, UnknownMetric
 from common.seeding import stream_seed, torch_generator
-from common.summary import closing_words, random_mean, reset_line
+from common.summary import closing_words, python_command, random_mean, reset_line
 from configs import loader
 from configs.run_dir import claim_run_dir, default_run_dir
 from configs.schema import Config
@@ -51,12 +51,16 @@ def train(config: Config, run_dir: Path) -> Run:
             obs = env.reset(stream_seed(config.seed, "train_env"))
             evaluation(run, RandomPolicy(eval_env), eval_env, "random_policy")
         run.say(
-            f"run folder {run_dir}, from env step {run.env_step:,} of {config.total_steps:,}, on {device}"
+            f"run folder {run_dir}, from env step {run.env_step:,} of {config.total_steps:,}, on {device}, "
+            f"replay {replay.nbytes / 1e6:,.0f} MB"
         )
+        if config.reset.strategy != "none" and run.tracker is None and not run.resets_possible:
+            run.say("warning: no reset will happen: neither reset.every nor reset.at falls before total_steps")
 
         while run.going:
             agent.observe(obs)
             action = env.random_action() if run.warming_up else agent.act(obs, run.env_step)
+            run.check_action(action)
             step = env.step(action)
             replay.add(obs, action, step.reward, step.terminated, step.truncated, step.next_obs)
             obs = step.obs
@@ -86,6 +90,8 @@ def train(config: Config, run_dir: Path) -> Run:
 
 def evaluation(run: Run, policy: Agent | RandomPolicy, eval_env: VecEnv, when: str) -> Evaluation:
     """Evaluate at the present step; the best agent so far is kept."""
+    if when != "random_policy":
+        run.check_finite(policy)
     seed = stream_seed(run.config.seed, "eval_env", run.env_step)
     result = evaluate(policy, eval_env, run.config.eval.episodes, seed)
     if run.record_evaluation(result, when, success_score(eval_env.env_id)):
@@ -95,21 +101,23 @@ def evaluation(run: Run, policy: Agent | RandomPolicy, eval_env: VecEnv, when: s
 
 def plasticity(run: Run, agent: Agent, replay: ReplayBuffer) -> dict[str, float]:
     """Measure the plasticity metrics on a probe batch that depends on the run's seed and the present step alone."""
+    run.check_finite(agent)
     return measure(agent.networks(), probe(run, replay), dormancy_threshold=run.config.log.dormancy_threshold)
 
 
 def probe(run: Run, replay: ReplayBuffer) -> Batch:
     """Replayed transitions for metrics and resets, drawn from a stream of their own."""
-    generator = torch.Generator().manual_seed(stream_seed(run.config.seed, "metrics", run.env_step))
-    return replay.sample(run.config.log.probe_size, generator)
+    return replay.sample(run.config.log.probe_size, torch_generator(run.config.seed, "metrics", run.env_step))
 
 
 def reset(run: Run, agent: Agent, replay: ReplayBuffer, eval_env: VecEnv, reason: str) -> None:
     """Reset the networks that the configuration names, with metrics and episodes right before and after."""
 
     def look(when: str) -> dict[str, float]:
-        seen = plasticity(run, agent, replay)
-        run.log(seen)
+        seen = dict(run.plasticity_now() or {}) if when == "before_reset" else {}
+        if not seen:
+            seen = plasticity(run, agent, replay)
+            run.log(seen)
         if run.config.eval.around_resets:
             seen["mean_return"] = evaluation(run, agent, eval_env, when).mean
         return seen
@@ -138,7 +146,7 @@ def reset_inputs(
     """Return the slots to reset, the batch, and a generator of its own for this reset (sub-stream ``path``)."""
     names = run.config.reset.networks or agent.networks().keys()
     slots = {name: slot for name, slot in agent.networks().items() if name in names}
-    return slots, batch, torch.Generator().manual_seed(stream_seed(run.config.seed, "reset", *path))
+    return slots, batch, torch_generator(run.config.seed, "reset", *path)
 
 
 def main(argv: list[str]) -> int:
@@ -147,7 +155,7 @@ def main(argv: list[str]) -> int:
         config, flags = loader.load(argv)
         run_dir = Path(flags.run_dir) if flags.run_dir else default_run_dir(config)
         run = train(config, run_dir)
-    except (loader.ConfigError, EnvError, CheckpointError) as error:
+    except (loader.ConfigError, EnvError, CheckpointError, UnknownMetric) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except TrainingDiverged as error:
@@ -158,12 +166,12 @@ def main(argv: list[str]) -> int:
         return 130
     if run.stop_requested:
         print(f"stopped and saved at env step {run.env_step:,}; the same command resumes:")
-        print(f"  python train.py {shlex.join(argv)}")
+        print(f"  {python_command()} train.py {shlex.join(argv)}")
         return 130
     random, success = random_score(config.env.id), success_score(config.env.id)
     title = f"{config.algo} on {config.env.id}, reset: {config.reset.name}, seed {config.seed}"
     plot_learning_curve(run_dir, title, random_mean(run_dir), success)
-    print(closing_words(run, random, success))
+    print(closing_words(run, argv, random, success))
     return 0
 
 

@@ -59,19 +59,21 @@ def make_replay(
     gamma: float,
     device: torch.device,
 ) -> ReplayBuffer:
-    """Build the replay buffer of ``config``; a capacity beyond the run's length is not reserved."""
+    """Build the replay buffer of ``config``; a capacity beyond the run's length is not reserved.
+
+    Raises:
+        ConfigError: ``replay_capacity`` or ``n_step`` does not fit the number of environments.
+    """
     # One row more than the run fills, so that a total_steps that is no multiple of num_envs still fits.
     capacity = min(config.replay.replay_capacity, config.total_steps + config.env.num_envs)
-    return ReplayBuffer(
-        capacity,
-        config.env.num_envs,
-        observation_space.shape,
-        action_space.shape,
-        isinstance(action_space, spaces.Discrete),
-        gamma,
-        config.replay.n_step,
-        device,
-    )
+    discrete = isinstance(action_space, spaces.Discrete)
+    shapes = (observation_space.shape, action_space.shape)
+    try:
+        return ReplayBuffer(
+            capacity, config.env.num_envs, *shapes, discrete, gamma, config.replay.n_step, device
+        )
+    except ValueError as error:
+        raise ConfigError(f"replay: {error}") from error
 
 
 def pick_device(name: str) -> torch.device:

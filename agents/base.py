@@ -55,5 +55,5 @@ def discount_from_horizon(max_episode_steps: int | None) -> float:
 
 
 def probe_noise(shape: torch.Size, device: torch.device) -> Tensor:
-    """Standard normal noise that is the same on every call."""
-    return torch.randn(shape, generator=torch.Generator(device).manual_seed(PROBE_SEED), device=device)
+    """Standard normal noise that is the same on every call and every device."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(PROBE_SEED)).to(device)

@@ -198,5 +198,6 @@ class MLPQNetwork(nn.Sequential):
 def build_seeded(factory: Callable[[], nn.Module], generator: torch.Generator) -> nn.Module:
     """Run ``factory`` with weights drawn from the CPU ``generator``, leaving the global random state untouched."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        # Not torch.manual_seed, which would seed the CUDA generators too.
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         return factory()

@@ -78,8 +78,9 @@ class SAC:
         self._regularize = {
             name: Regularizer(config.l2_init, config.parseval, slot) for name, slot in self.networks().items()
         }
-        self._explore = torch_generator(seed, "explore", device)
-        self._noise = torch_generator(seed, "update", device)
+        # On the CPU whatever the device, so that a checkpoint moves between devices and both draw the same noise.
+        self._explore = torch_generator(seed, "explore")
+        self._noise = torch_generator(seed, "update")
 
     # Acting
 
@@ -89,7 +90,7 @@ class SAC:
     @torch.inference_mode()
     def act(self, obs: np.ndarray, env_step: int) -> np.ndarray:
         mean, log_std = self.actor(self._tensor(obs))
-        noise = torch.randn(mean.shape, generator=self._explore, device=self.device)
+        noise = torch.randn(mean.shape, generator=self._explore).to(self.device)
         return torch.tanh(mean + log_std.exp() * noise).cpu().numpy()
 
     @torch.inference_mode()
@@ -125,7 +126,7 @@ class SAC:
         }
 
     def _draw(self, batch: Batch) -> Tensor:
-        return torch.randn(batch.action.shape, generator=self._noise, device=self.device)
+        return torch.randn(batch.action.shape, generator=self._noise).to(self.device)
 
     def _actor_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
         action, log_prob = losses.tanh_gaussian_sample(*self.actor(batch.obs), noise)

@@ -39,7 +39,8 @@ def save(folder: Path, kind: str, env_step: int, parts: Mapping[str, Any], keep:
     """
     final = folder / f"{kind}_{env_step:012d}"
     partial, replaced = folder / f".{final.name}.partial", folder / f".{final.name}.replaced"
-    for leftover in [*folder.glob(".*.partial"), *folder.glob(".*.replaced")]:
+    find(folder, kind)  # brings back what a crash left half replaced
+    for leftover in folder.glob(".*.partial"):
         shutil.rmtree(leftover)
     partial.mkdir(parents=True)
     digests = {}
@@ -64,8 +65,21 @@ def save(folder: Path, kind: str, env_step: int, parts: Mapping[str, Any], keep:
 
 def find(folder: Path, kind: str) -> list[Path]:
     """Return the checkpoints of ``kind``, oldest first."""
+    for replaced in folder.glob(".*.replaced"):
+        final = folder / replaced.name.removeprefix(".").removesuffix(".replaced")
+        if final.exists():
+            shutil.rmtree(replaced)
+        else:
+            os.replace(replaced, final)
     pattern = re.compile(rf"{kind}_\d{{12}}")
     return sorted(p for p in folder.glob(f"{kind}_*") if pattern.fullmatch(p.name))
+
+
+def discard_after(folder: Path, kind: str, env_step: int) -> None:
+    """Delete the checkpoints of ``kind`` beyond ``env_step``, where a resumed run will come again."""
+    for path in find(folder, kind):
+        if int(path.name.removeprefix(f"{kind}_")) > env_step:
+            shutil.rmtree(path)
 
 
 def load(path: Path, parts: Iterable[str], device: torch.device | str = "cpu") -> dict[str, Any]:

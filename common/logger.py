@@ -23,6 +23,8 @@ class Logger:
         path = run_dir / "scalars.csv"
         if resume_step is None:
             path.write_text("env_step,key,value\n")
+            for events in run_dir.glob("events.out.tfevents.*"):  # of a session that saved nothing
+                events.unlink()
         else:
             truncate_csv(path, resume_step)
         purge = None if resume_step is None else resume_step + 1

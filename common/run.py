@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import collections
 import csv
+import difflib
+import fnmatch
 import json
 import math
 import signal
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from common import checkpoint
 from common.logger import Logger, truncate_csv
@@ -31,7 +36,11 @@ EVALUATION_COLUMNS = (
 
 
 class TrainingDiverged(RuntimeError):
-    """A loss became NaN or infinite."""
+    """A loss, a weight or an action became NaN or infinite."""
+
+
+class UnknownMetric(ValueError):
+    """The trigger's metric is none that this run measures."""
 
 
 class Run:
@@ -53,7 +62,8 @@ class Run:
         self.num_resets = 0
         self.best_return = -math.inf
         self.last_evaluation: float | None = None
-        self._evaluated_at = -1
+        self._evaluated_at = self._saved_at = -1
+        self._plasticity: tuple[int, Mapping[str, float]] = (-1, {})  # newest measurement and its step
         self.stop_requested = False
         # A strategy that acts after every update, or never, has no reset points.
         resets_on = config.reset.strategy != "none" and tracker is None
@@ -76,6 +86,15 @@ class Run:
     @property
     def checkpoint_dir(self) -> Path:
         return self.run_dir / "checkpoints"
+
+    @property
+    def resets_possible(self) -> bool:
+        """Whether any reset can happen before the end."""
+        reset, last = self.config.reset, self.config.total_steps - 1
+        every = 0 < reset.every <= min(last, last if reset.until is None else reset.until)
+        return self._triggers_on and (
+            every or any(s <= last for s in reset.at) or bool(self.trigger.config.metric)
+        )
 
     @property
     def seconds(self) -> float:
@@ -136,10 +155,45 @@ class Run:
         self._logger.scalars(values, self.env_step)
 
     def log_plasticity(self, metrics: Mapping[str, float]) -> None:
-        """Write a measurement on the metrics' own period and let the trigger see it."""
+        """Write a measurement on the metrics' own period and let the trigger see it.
+
+        Raises:
+            UnknownMetric: the trigger waits for a metric that is not measured.
+        """
         self.log(metrics)
-        if self._triggers_on:
+        self._plasticity = (self.env_step, metrics)
+        wanted = self.trigger.config.metric
+        if wanted and not fnmatch.filter(metrics, wanted):
+            near = difflib.get_close_matches(wanted, metrics, n=1, cutoff=0.0)[0]
+            raise UnknownMetric(
+                f"reset.trigger.metric {wanted}: no such metric is measured; did you mean {near}?"
+            )
+        if self._triggers_on and self.env_step >= self.config.reset.warmup:
             self._reset_reason = self.trigger.update(self.env_step, metrics)
+
+    def plasticity_now(self) -> Mapping[str, float] | None:
+        """The metrics, if they were measured at this very step."""
+        step, metrics = self._plasticity
+        return metrics if step == self.env_step else None
+
+    def check_finite(self, agent: Any) -> None:
+        """Stop before broken weights are evaluated, reset or saved.
+
+        Raises:
+            TrainingDiverged: a loss or a weight is not finite; the newest checkpoint stays as it is.
+        """
+        for name, value in self._losses.items():
+            if not math.isfinite(float(value)):
+                raise TrainingDiverged(f"train/{name} is {float(value)} at env step {self.env_step:,}")
+        for network, slot in agent.networks().items():
+            for name, parameter in slot.module.named_parameters():
+                if not parameter.isfinite().all():
+                    raise TrainingDiverged(f"{network}/{name} is not finite at env step {self.env_step:,}")
+
+    def check_action(self, action: Any) -> None:
+        """Stop before an action that is NaN or infinite reaches the environment (TrainingDiverged)."""
+        if not np.isfinite(action).all():
+            raise TrainingDiverged(f"the policy's action is not finite at env step {self.env_step:,}")
 
     def log_recycled(self, counts: Mapping[str, int]) -> None:
         """Add up units that a tracker recycled, by network, until the log interval ends."""
@@ -150,17 +204,11 @@ class Run:
         self._losses = dict(losses)
 
     def log_if_due(self, agent: Any, replay: Any) -> None:
-        """Write rollout, time and train scalars when their interval ends.
-
-        Raises:
-            TrainingDiverged: a loss is not finite; the newest checkpoint stays as it is.
-        """
+        """Write rollout, time and train scalars when their interval ends; see ``check_finite`` for errors."""
         if not self._log_due.due(self.env_step):
             return
+        self.check_finite(agent)
         train = {f"train/{name}": float(value) for name, value in self._losses.items()}
-        for name, value in train.items():
-            if not math.isfinite(value):
-                raise TrainingDiverged(f"{name} is {value} at env step {self.env_step}")
         if train:
             train["train/n_updates"] = agent.update_step
         rollout = {"rollout/replay_size": float(len(replay))}
@@ -231,18 +279,26 @@ class Run:
             obs = env.load_state_dict(state["env"])
             generator.set_state(state["run"]["replay_generator"])
             self._load_state_dict(state["run"])
+            self._saved_at = self.env_step
+            checkpoint.discard_after(self.checkpoint_dir, "best", self.env_step)
             truncate_csv(self.run_dir / "evaluations.csv", self.env_step)
             _truncate_jsonl(self.run_dir / "resets.jsonl", self.env_step)
         else:
             (self.run_dir / "evaluations.csv").write_text(",".join(EVALUATION_COLUMNS) + "\n")
             (self.run_dir / "resets.jsonl").write_text("")
         self._logger = Logger(self.run_dir, self.env_step if saved else None)
+        if not saved:  # indented, so that TensorBoard's Markdown shows it as it is
+            self._logger.text("config", textwrap.indent((self.run_dir / "config.yaml").read_text(), "    "))
         self._progress = Progress(self.config.total_steps, self.env_step, agent.update_step)
         self._handlers = {s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
         return obs
 
     def save(self, agent: Any, replay: Any, env: Any, generator: Any) -> None:
-        """Write a checkpoint from which the run goes on bit for bit."""
+        """Write a checkpoint from which the run goes on bit for bit, unless this step has one already."""
+        if self._saved_at == self.env_step:
+            return
+        self.check_finite(agent)
+        self._saved_at = self.env_step
         parts = {
             "agent": agent.state_dict(),
             "replay": replay.state_dict(),

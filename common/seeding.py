@@ -11,8 +11,7 @@ STREAMS = (
     "update",  # sampled actions inside the losses
     "replay",  # minibatch indices
     "train_env",  # resets of the training environments and warm-up actions
-    "eval_env",  # resets of the evaluation environments
-    "eval_policy",  # random baseline policy
+    "eval_env",  # resets of the evaluation environments and the random baseline policy
     "reset",  # fresh weights drawn by network resets
     "metrics",  # probe batches of the plasticity metrics
 )
@@ -30,6 +29,6 @@ def stream_seed(seed: int, stream: str, *path: int) -> int:
     return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 
 
-def torch_generator(seed: int, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a torch generator on ``device`` seeded from ``stream``."""
-    return torch.Generator(device=device).manual_seed(stream_seed(seed, stream))
+def torch_generator(seed: int, stream: str, *path: int) -> torch.Generator:
+    """Return a CPU generator seeded from ``stream`` and sub-stream ``path``."""
+    return torch.Generator().manual_seed(stream_seed(seed, stream, *path))

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,9 @@ def reset_line(env_step: int, index: int, record: Mapping[str, Any]) -> str:
     return line
 
 
-def closing_words(run: Any, published_random: float | None, success_score: float | None) -> str:
+def closing_words(
+    run: Any, argv: Sequence[str], published_random: float | None, success_score: float | None
+) -> str:
     """Return what a finished run did, its score beside the random policy's, and what to type next."""
     config, run_dir = run.config, run.run_dir
     with (run_dir / "evaluations.csv").open(newline="") as file:
@@ -50,12 +56,31 @@ def closing_words(run: Any, published_random: float | None, success_score: float
         f"Folder: {run_dir} (TensorBoard events, config.yaml, checkpoints/, evaluations.csv, resets.jsonl, "
         "learning_curve.png)",
         "Next:",
-        f"  tensorboard --logdir {run_dir}",
-        f"  python evaluate.py {run_dir} --episodes 20 --video",
-        f"  python train.py --algo {config.algo} --env {config.env.id} --preset {config.preset} "
-        f"--reset {'none' if resets else 'fire'} --seed {config.seed}",
+        f"  {python_command()} -m tensorboard.main --logdir {run_dir}",
+        f"  {python_command()} evaluate.py {run_dir} --episodes 20 --video",
+        f"  {python_command()} train.py {shlex.join([*_without_reset(argv), '--reset', 'none' if resets else 'fire'])}",
     ]
     return "\n".join(words)
+
+
+def python_command() -> str:
+    """Return how to call this very Python from here: ``python`` if that is the one on the path."""
+    found = shutil.which("python")
+    if found is not None and os.path.samefile(os.path.dirname(found), os.path.dirname(sys.executable)):
+        return "python"
+    relative = os.path.relpath(sys.executable)
+    return sys.executable if relative.startswith("..") else relative
+
+
+def _without_reset(argv: Sequence[str]) -> list[str]:
+    """Drop the flags of the reset and of the run folder, with their values."""
+    kept, dropping = [], False
+    for word in argv:
+        if word.startswith("--"):
+            dropping = word.startswith(("--reset", "--run-dir", "--run_dir"))
+        if not dropping:
+            kept.append(word)
+    return kept
 
 
 def random_mean(run_dir: Path) -> float:

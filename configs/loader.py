@@ -3,7 +3,8 @@
 Values merge left to right, later ones win: dataclass defaults, ``configs/algo/<algo>.yaml``,
 ``configs/env/<env>.yaml``, ``configs/reset/<reset>.yaml``, ``configs/preset/<preset>/<algo>.yaml``,
 ``configs/preset/<preset>/<algo>-<env>.yaml``, files given with ``--config``, flags. The two files that name an
-environment are optional; one named after its family (``h1`` for ``h1-walk``) serves where it has none of its own. A flag is the YAML path with dots: ``--agent.critic-width 256``.
+environment are optional; one named after its family (``h1`` for ``h1-walk``) serves where it has none of its own.
+A flag is the YAML path with dots: ``--agent.critic-width 256``.
 """
 
 from __future__ import annotations
@@ -99,6 +100,8 @@ def load(argv: Sequence[str]) -> tuple[schema.Config, argparse.Namespace]:
     for flag, (path, default) in SELECTORS.items():
         in_files = [values[path] for _, values in files if path in values]
         names[flag] = getattr(selected, flag) or (in_files[-1] if in_files else default)
+    if not isinstance(names["env"], str):
+        raise ConfigError(f"env.id must be text, got {names['env']!r}")
     _check_name("algo", names["algo"], schema.AGENT_CONFIGS)
     _check_name("reset", names["reset"], resets())
     _check_name("preset", names["preset"], presets(names["algo"]))
@@ -129,6 +132,15 @@ def build(values: Mapping[str, Any]) -> schema.Config:
     for path, entry in entries(algo, strategy).items():
         if path in values:
             blocks.setdefault(entry.attribute, {})[entry.field] = values[path]
+    if values.get("total_steps", 1) <= values.get("replay.learning_starts", 0):
+        raise ConfigError(
+            f"total_steps {values['total_steps']} must exceed replay.learning_starts "
+            f"{values['replay.learning_starts']}, or nothing is learned"
+        )
+    if values.get("reset.trigger.metric") and not values.get("log.metrics_every"):
+        raise ConfigError(
+            "reset.trigger.metric needs metrics to be measured: log.metrics_every must be above 0, got 0"
+        )
     own = {}
     for attribute, prefix, cls in (
         ("strategy", "reset.", REGISTRY[strategy]),
@@ -201,7 +213,8 @@ def presets(algo: str) -> list[str]:
 def named_files(algo: str, env: str, reset: str, preset: str) -> list[Path]:
     """The YAML files that the four names bring in, in the order in which they merge."""
     # From the id itself to its family: "h1-walk-v0", "h1-walk", "h1".
-    spellings = [name.replace("/", "_") for name in (env, re.sub(r"-v\d+$", "", env), env.split("-")[0])]
+    task = env.rpartition(":")[2]
+    spellings = [name.replace("/", "_") for name in (task, re.sub(r"-v\d+$", "", task), task.split("-")[0])]
 
     def first_existing(pattern: str) -> list[Path]:
         paths = [CONFIG_DIR / pattern.format(name) for name in spellings]
@@ -277,7 +290,10 @@ def _in_range(value: Any, entry: Entry, where: str) -> Any:
 def _scalar(value: Any, kind: type, where: str) -> Any:
     if kind is str and isinstance(value, str):
         return value
-    parsed = yaml.safe_load(value) if isinstance(value, str) else value
+    try:
+        parsed = yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError:
+        parsed = None
     if isinstance(parsed, str) and kind in (int, float):  # YAML 1.1 reads 1e-4 as text
         try:
             parsed = float(parsed)
@@ -301,8 +317,8 @@ def _type_name(annotation: Any) -> str:
     return {int: "int", float: "float", bool: "true/false", str: "text", types.NoneType: "null"}[annotation]
 
 
-def _check_name(flag: str, name: str, valid: Iterable[str]) -> None:
-    if name not in valid:
+def _check_name(flag: str, name: Any, valid: Iterable[str]) -> None:
+    if not isinstance(name, str) or name not in valid:
         raise ConfigError(f"--{flag} {name}: unknown; valid: {', '.join(sorted(valid))}")
 
 
@@ -315,6 +331,11 @@ def _nearest(path: str, valid: Iterable[str]) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # Python 3.11's own pattern takes -1e-1 for a flag.
+        self._negative_number_matcher = re.compile(r"-\.?\d[\d_]*\.?\d*([eE][-+]?\d+)?$")
+
     def error(self, message: str) -> typing.NoReturn:
         raise ConfigError(message)
 

@@ -46,8 +46,11 @@ def claim_run_dir(run_dir: Path, config: Config) -> IO[str]:
         raise loader.ConfigError(
             f"{run_dir} exists and is no run folder (no config.yaml); choose another --run-dir"
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    lock = (run_dir / ".lock").open("w")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = (run_dir / ".lock").open("w")
+    except OSError as error:
+        raise loader.ConfigError(f"cannot write into run folder {run_dir}: {error.strerror}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -107,6 +107,8 @@ def test_command_writes_a_video_of_the_first_episode(run_dir, tmp_path, name, ca
     [
         (["missing"], "missing is no run folder"),
         (["RUN", "--episodes", "0"], "--episodes must be at least 1, got 0"),
+        (["RUN", "--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["RUN", "--json", "no/such/folder.json"], "no folder no/such"),
         (["RUN", "--video", "clip.avi"], r"clip.avi: must end in .mp4 or .gif"),
     ],
 )

@@ -26,7 +26,7 @@ COMMON = (
 )
 SMALL = {
     "sac": COMMON + "--algo sac --env h1-walk --agent.actor-width 8 --agent.critic-width 8",
-    "dqn": COMMON + "--algo dqn --env CartPole-v1 --agent.hidden-widths 16 --env.num-envs 3",
+    "dqn": COMMON + "--algo dqn --env CartPole-v1 --agent.hidden-widths 16 --env.num-envs 3 --eval.episodes 2",
 }
 TOTAL, RESETS = 200, [80, 160]
 
@@ -75,6 +75,14 @@ def table(path):
         ]
 
 
+def reset_records(run_dir):
+    """Rows of ``resets.jsonl`` without wall-clock seconds."""
+    records = [json.loads(line) for line in (run_dir / "resets.jsonl").read_text().splitlines()]
+    for record in records:
+        del record["report"]["reset/seconds"]
+    return records
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One uninterrupted run of each algorithm."""
@@ -106,6 +114,7 @@ def test_resume_equals_the_uninterrupted_run_bit_for_bit(algo, stop_at, finished
     assert_same(newest(tmp_path), newest(finished[algo]))
     assert table(tmp_path / "evaluations.csv") == table(finished[algo] / "evaluations.csv")
     assert table(tmp_path / "scalars.csv") == table(finished[algo] / "scalars.csv")
+    assert reset_records(tmp_path) == reset_records(finished[algo])
 
 
 @pytest.mark.parametrize("algo", SMALL)
@@ -146,6 +155,11 @@ def test_every_logged_key_is_documented(algo, finished):
     patterns = [re.sub(r"<network>", "[^/]+", re.sub(r"<layer>", ".+", key)) for key in documented]
     logged = {row[1] for row in table_of_everything(finished[algo] / "scalars.csv")}
     assert logged and not [key for key in logged if not any(re.fullmatch(p, key) for p in patterns)]
+    everything = {
+        row[1] for folder in finished.values() for row in table_of_everything(folder / "scalars.csv")
+    }
+    own = [p for p in patterns if not p.endswith("recycled_units")]  # of strategies that neither run uses
+    assert not [p for p in own if not any(re.fullmatch(p, key) for key in everything)]
 
 
 def table_of_everything(path):
@@ -175,6 +189,28 @@ def test_another_seed_and_no_reset_are_other_runs(algo, finished, tmp_path):
         for folder in (tmp_path / "none", finished[algo])
     }
     assert rows[tmp_path / "none"] == rows[finished[algo]]
+
+
+def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
+    every = ("--checkpoint.every", "70")
+    run(tmp_path / "straight", "dqn", *every)
+
+    def die(self, *args):
+        advance(self, *args)
+        if self.env_step >= 130:  # after the checkpoint at 72, whose logs have grown since
+            raise MemoryError("killed")
+
+    advance = train.Run.advance
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "advance", die)
+        with pytest.raises(MemoryError):
+            run(tmp_path / "killed", "dqn", *every)
+    with (tmp_path / "killed/scalars.csv").open("a") as file:
+        file.write("129,rollout/ep_rew_")  # a row cut off in mid-write
+    run(tmp_path / "killed", "dqn", *every)
+    assert_same(newest(tmp_path / "killed"), newest(tmp_path / "straight"))
+    for name in ("scalars.csv", "evaluations.csv"):
+        assert table(tmp_path / "killed" / name) == table(tmp_path / "straight" / name)
 
 
 @pytest.mark.parametrize("reset", ["plasticity_injection", "cbp", "snr"])
@@ -212,6 +248,26 @@ def test_regularisers_reach_the_training(algo, term, finished, tmp_path):
     run(tmp_path / "plain", algo, "--total-steps", "75", "--reset", "none")
     one, two = parameters(tmp_path), parameters(tmp_path / "plain")
     assert any(not torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_trigger_on_a_metric_that_is_not_measured_is_an_error(tmp_path, capsys):
+    argv = [
+        *SMALL["dqn"].split(),
+        "--reset.trigger.metric",
+        "plasticity/q/srnk",
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
+    assert train.main(argv) == 2
+    assert (
+        "plasticity/q/srnk: no such metric is measured; did you mean plasticity/q/srank?"
+        in capsys.readouterr().err
+    )
+
+
+def test_a_schedule_beyond_the_end_is_said(tmp_path, capsys):
+    run(tmp_path, "dqn", "--reset.every", "0", "--reset.at", "5000", "--total-steps", "70")
+    assert "warning: no reset will happen" in capsys.readouterr().out
 
 
 def test_networks_option_resets_only_those(tmp_path):
@@ -262,6 +318,19 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
     assert newest(tmp_path / "run")["agent"]["update_step"] <= 30
 
 
+@pytest.mark.parametrize("algo", SMALL)
+def test_weights_that_blow_up_stop_the_run_before_they_are_saved(algo, tmp_path, capsys):
+    """A step size of 1e30 makes weights, losses and actions infinite or NaN within a few updates."""
+    argv = [*SMALL[algo].split(), "--agent.learning-rate", "1e30", "--checkpoint.every", "30", "--log.every", "0",
+            "--run-dir", str(tmp_path / "run")]  # fmt: skip
+    assert train.main(argv) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: training diverged: ") and error.count("\n") == 1
+    agent = newest(tmp_path / "run")["agent"]
+    assert agent["update_step"] <= 1
+    assert all(value.isfinite().all() for value in parameters(tmp_path / "run").values())
+
+
 # The command line
 
 
@@ -283,6 +352,20 @@ def command(*argv, cwd=ROOT):
         ("--algo dqn --env CartPole-v1 --reset.temperature reset", "dqn has no temperature; valid: keep"),
         ("--env Pendulum-v1 --seed -1", "seed must be at least 0"),
         ("--env Pendulum-v1 --replay.n-step 0", "n_step must be at least 1"),
+        (
+            "--env Pendulum-v1 --replay.n-step 300 --replay.replay-capacity 200",
+            r"n_step must lie in \[1, 200\], got 300",
+        ),
+        ("--env Pendulum-v1 --replay.replay-capacity 1 --env.num-envs 4", "less than one row of 4"),
+        (
+            "--env Pendulum-v1 --total-steps 500 --replay.learning-starts 500",
+            "must exceed replay.learning_starts 500",
+        ),
+        ("--env Pendulum-v1 --run-dir /proc/run", "cannot write into run folder /proc/run"),
+        (
+            "--reset.trigger.metric plasticity/q/dfi --log.metrics-every 0",
+            "log.metrics_every must be above 0",
+        ),
     ],
 )
 def test_wrong_input_exits_with_2_one_line_and_no_folder(argv, message, tmp_path, capsys, monkeypatch):

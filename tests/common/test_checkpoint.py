@@ -47,6 +47,31 @@ def test_a_second_save_at_the_same_step_replaces_the_first(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+def test_a_crash_between_the_two_renames_of_a_replacement_keeps_the_old_one(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, "best", 1, {"a": {"x": 1}}, keep=1)
+    rename, calls = os.replace, []
+
+    def crash(source, destination):
+        calls.append(source)
+        if len(calls) == 2:
+            raise OSError("killed here")
+        rename(source, destination)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", crash)
+        with pytest.raises(OSError, match="killed here"):
+            checkpoint.save(tmp_path, "best", 1, {"a": {"x": 2}}, keep=1)
+    (survivor,) = checkpoint.find(tmp_path, "best")
+    assert checkpoint.load(survivor, ["a"])["a"] == {"x": 1}
+
+
+def test_discard_after_drops_only_later_ones(tmp_path):
+    for step in (5, 40, 300):
+        checkpoint.save(tmp_path, "best", step, {"a": {}}, keep=3)
+    checkpoint.discard_after(tmp_path, "best", 40)
+    assert [int(p.name[-12:]) for p in checkpoint.find(tmp_path, "best")] == [5, 40]
+
+
 def test_a_crash_before_the_rename_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, "step", 1, {"a": {"x": 1}}, keep=1)
 

@@ -61,7 +61,7 @@ def test_paper_preset_holds_the_papers_constants():
     )
     assert (agent.learning_rate, agent.weight_decay, agent.target_tau) == (1e-4, 1e-2, 0.005)
     assert (agent.init_temperature, agent.target_entropy_per_action, agent.gamma) == (0.01, -0.5, None)
-    assert config.reset.at == (250_000,) and config.reset.temperature == "reset"
+    assert config.reset.at == (250_000,)
 
 
 def test_paper_preset_of_dqn():
@@ -92,6 +92,7 @@ def test_flags_take_dashes_underscores_lists_and_bare_booleans():
     assert config.agent.learning_rate == 1e-3
     assert config.total_steps == 1_000_000 and isinstance(config.total_steps, int)
     assert config.reset.until is None
+    assert load("--agent.target-entropy-per-action", "-1e-1").agent.target_entropy_per_action == -0.1
 
 
 def test_reset_names_choose_a_strategy_and_its_options():
@@ -137,6 +138,8 @@ WRONG = {
     "--eval.around-resets maybe": r"eval.around_resets must be true/false, got 'maybe'",
     "--config missing.yaml": r"cannot read configuration file missing.yaml",
     "stray": r"unknown argument 'stray'",
+    "--seed @1": r"seed must be int, got '@1'",
+    "--agent.gamma [1": r"agent.gamma must be float, got '\[1'",
 }
 
 
@@ -156,6 +159,8 @@ def test_wrong_input_is_one_line_naming_value_and_choices(line):
         ("seed: true", "seed must be int"),
         ("- 1", "must hold a mapping"),
         ("a: [", "not valid YAML"),
+        ("env: {id: 5}", "env.id must be text, got 5"),
+        ("algo: [sac]", "--algo .'sac'.: unknown"),
     ],
 )
 def test_wrong_yaml_is_one_line(tmp_path, text, message):
