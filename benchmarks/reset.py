@@ -241,7 +241,7 @@ def agent_cost(repeats: int, device: str) -> str:
     from configs import loader
     from envs import make_vec
 
-    flags = {"algo": "sac", "env": "h1-walk", "reset": "fire", "preset": "paper", "total-steps": "2000"}
+    flags = {"algo": "sac", "env": "h1-walk", "reset": "fire", "preset": "paper", "total-steps": "6000"}
     config, _ = loader.load([word for name, value in flags.items() for word in (f"--{name}", value)])
     env = make_vec(config.env.id, config.env.num_envs, config.env.action_repeat)
     spaces = env.observation_space, env.action_space

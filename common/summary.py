@@ -42,7 +42,14 @@ def closing_words(
     if resets:
         times = ", ".join(f"{r['env_step']:,}" for r in resets)
         cost = sum(r["report"]["reset/seconds"] for r in resets)
-        words.append(f"{len(resets)} {config.reset.name} resets, at env steps {times}; {cost:.2f} s in all.")
+        plural = "s" if len(resets) > 1 else ""
+        words.append(
+            f"{len(resets)} {config.reset.name} reset{plural}, at env step{plural} {times}; {cost:.2f} s in all."
+        )
+    elif run.tracker is not None:
+        words.append(
+            f"{config.reset.name} acted after every update; reset/<network>/recycled_units counts its resets."
+        )
     else:
         words.append("No network was reset.")
     words.append(
@@ -52,13 +59,14 @@ def closing_words(
         words.append(f"Published: random policy {published_random}, success from {success_score:.0f}.")
     if float(last["low_95"]) <= float(random["high_95"]):
         words.append("The intervals overlap: this run shows no learning yet.")
+    other = "fire" if config.reset.strategy == "none" else "none"
     words += [
         f"Folder: {run_dir} (TensorBoard events, config.yaml, checkpoints/, evaluations.csv, resets.jsonl, "
         "learning_curve.png)",
         "Next:",
         f"  {python_command()} -m tensorboard.main --logdir {run_dir}",
         f"  {python_command()} evaluate.py {run_dir} --episodes 20 --video",
-        f"  {python_command()} train.py {shlex.join([*_without_reset(argv), '--reset', 'none' if resets else 'fire'])}",
+        f"  {python_command()} train.py {shlex.join([*_without_reset(argv), '--reset', other])}",
     ]
     return "\n".join(words)
 
