@@ -77,9 +77,10 @@ def _register() -> frozenset[str]:
 def _import() -> list[gym.envs.registration.EnvSpec]:
     """Import the package into an empty registry; return what it registered."""
     if importlib.util.find_spec("jax") is None:
-        stub = types.ModuleType(_POLICY_CONVERTER)
-        stub.TorchModel = stub.TorchPolicy = None
-        sys.modules.setdefault(_POLICY_CONVERTER, stub)
+        # The package imports names that need jax at module level; its flat tasks never use them.
+        unused = types.ModuleType(_POLICY_CONVERTER)
+        unused.TorchModel = unused.TorchPolicy = None
+        sys.modules.setdefault(_POLICY_CONVERTER, unused)
     try:
         importlib.import_module("humanoid_bench")
     except ImportError as error:
