@@ -4,15 +4,16 @@
     python -m benchmarks.parity --official PATH --run RUN [--episodes 100] [--json FILE]
 
 PATH is the folder of a clone of github.com/carlosferrazza/humanoid-bench (dm_control must be importable).
-The first form plays uniform random actions, one per frame; the second the greedy policy of a run of
-train.py, in the run's task at the run's action repeat. Both sides play the same episodes: same seeds, same
-random actions. Reported per task: mean return and length with their standard errors, and how many standard
-errors apart the two sides are (below 1.96 in 95 % of tasks that agree).
+The first form plays uniform random actions, one per frame; the second the greedy policy of the best checkpoint of a
+run of train.py, in the run's task at the run's action repeat, whichever of the two sides it was trained on. Both sides
+play the same episodes: same seeds, same random actions. Reported per task: mean return and length (env steps) with 95 %
+bootstrap intervals, and how many standard errors apart the two sides are (below 1.96 in 95 % of tasks that agree).
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import sys
@@ -25,40 +26,67 @@ import torch
 
 from agents import make_agent
 from common import checkpoint
-from common.stats import standard_error
+from common.stats import bootstrap_interval, standard_error
 from configs.loader import read_config
+from configs.schema import Config
 from envs import make_vec
 from envs.humanoid.tasks import TASKS
+from envs.official import PREFIX
 from envs.vec import VecEnv
 from evaluate import Policy, RandomPolicy, evaluate, newest_agent
 
+CELL = 26  # characters
+Row = dict[str, float | tuple[float, float] | str]
 
-def trained_policy(run: Path, env: VecEnv) -> Policy:
+
+def trained_policy(run: Path, config: Config, env: VecEnv) -> Policy:
     """Return the best checkpoint's agent of a run, built for ``env``."""
     device = torch.device("cpu")
-    config = read_config(run / "config.yaml")
     agent = make_agent(config, env.observation_space, env.action_space, env.max_episode_steps, device)
     saved = newest_agent(run / "checkpoints", "best")
     agent.load_state_dict(checkpoint.load(saved, ["agent"], device)["agent"])
     return agent
 
 
+def task_and_side(env_id: str) -> tuple[str, str]:
+    """Return the task that a run's environment plays, and whose: "native" or "official".
+
+    Raises:
+        ValueError: not one of the tasks that exist on both sides.
+    """
+    side = "official" if env_id.startswith(PREFIX) else "native"
+    task = env_id.removeprefix(PREFIX).removeprefix("h1-").removesuffix("-v0")
+    if task not in TASKS:
+        raise ValueError(f"{env_id} is not on both sides; the tasks that are: {', '.join(TASKS)}")
+    return task, side
+
+
 def compare(
     task: str, make_policy: Callable[[VecEnv], Policy], action_repeat: int, episodes: int, seed: int
-) -> dict[str, float]:
+) -> Row:
     """Return the figures of one task."""
-    row: dict[str, float] = {"episodes": episodes, "action_repeat": action_repeat}
-    for side, env_id in (("native", f"h1-{task}-v0"), ("official", f"humanoid_bench:h1-{task}-v0")):
+    row: Row = {"episodes": episodes, "action_repeat": action_repeat}
+    apart = {}
+    for side, env_id in (("native", f"h1-{task}-v0"), ("official", f"{PREFIX}h1-{task}-v0")):
         env = make_vec(env_id, action_repeat=action_repeat)
         played = evaluate(make_policy(env), env, episodes, seed)
         env.close()
         for name, values in (("return", played.returns), ("length", played.lengths)):
             row[f"{side}_{name}"] = float(np.mean(values))
-            row[f"{side}_{name}_se"] = float(standard_error(values))
-    for name in ("return", "length"):
-        apart = math.hypot(row[f"native_{name}_se"], row[f"official_{name}_se"])
-        row[f"{name}_apart"] = abs(row[f"native_{name}"] - row[f"official_{name}"]) / apart if apart else 0.0
+            row[f"{side}_{name}_95"] = bootstrap_interval(values)
+            row[f"{side}_{name}_se"] = standard_error(values)
+            apart.setdefault(name, []).append((float(np.mean(values)), standard_error(values)))
+    for name, ((native, native_se), (official, official_se)) in apart.items():
+        error = math.hypot(native_se, official_se)
+        row[f"{name}_apart"] = abs(native - official) / error if error else 0.0
     return row
+
+
+def cell(row: Row, side: str, name: str) -> str:
+    """Return a mean with its interval for the table."""
+    low, high = row[f"{side}_{name}_95"]
+    mean = row[f"{side}_{name}"]
+    return f"{mean:.2f} ({low:.2f} to {high:.2f})".rjust(CELL)
 
 
 def main() -> None:
@@ -78,28 +106,28 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     sys.path.insert(0, str(options.official))
-    tasks, action_repeat, make_policy = options.tasks, 1, RandomPolicy
+    tasks, action_repeat, make_policy, origin = options.tasks, 1, RandomPolicy, "random"
     if options.run is not None:
         config = read_config(options.run / "config.yaml")
-        tasks, action_repeat = (
-            [config.env.id.removeprefix("h1-").removesuffix("-v0")],
-            config.env.action_repeat,
-        )
-        make_policy = lambda env: trained_policy(options.run, env)  # noqa: E731
+        try:
+            task, origin = task_and_side(config.env.id)
+        except ValueError as error:
+            parser.error(str(error))
+        tasks, action_repeat = [task], config.env.action_repeat
+        make_policy = functools.partial(trained_policy, options.run, config)
     print(
-        f"MuJoCo {mujoco.__version__}, NumPy {np.__version__}, {options.episodes} episodes per task and side"
+        f"MuJoCo {mujoco.__version__}, NumPy {np.__version__}, {options.episodes} episodes per task and side, "
+        f"action repeat {action_repeat}, policy: {origin if origin == 'random' else f'trained in the {origin} task'}"
     )
-    print(
-        f"{'task':16s} {'native return':>18s} {'official':>18s} {'length':>16s} {'official':>16s}   apart (s.e.)"
-    )
+    heads = ("native return", "official return", "native length", "official length")
+    print(f"{'task':16s}", *(f"{head:>{CELL}s}" for head in heads), "  apart (s.e.)")
     rows = {}
     for task in tasks:
-        row = rows[task] = compare(task, make_policy, action_repeat, options.episodes, options.seed)
-        cells = [
-            f"{row[f'{side}_{name}']:10.2f} ± {row[f'{side}_{name}_se']:.2f}"
-            for name in ("return", "length")
-            for side in ("native", "official")
-        ]
+        row = rows[task] = {
+            "policy": origin,
+            **compare(task, make_policy, action_repeat, options.episodes, options.seed),
+        }
+        cells = [cell(row, side, name) for name in ("return", "length") for side in ("native", "official")]
         print(f"{task:16s}", *cells, f"  {row['return_apart']:.1f} {row['length_apart']:.1f}", flush=True)
         if options.json:
             options.json.write_text(
