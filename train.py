@@ -20,7 +20,7 @@ from common.run import Run, TrainingDiverged, UnknownMetric
 from common.seeding import stream_seed, torch_generator
 from common.summary import closing_words, python_command, random_mean, reset_line
 from configs import loader
-from configs.run_dir import claim_run_dir, default_run_dir
+from configs.run_dir import branch_source, claim_run_dir, default_run_dir
 from configs.schema import Config
 from envs import EnvError, make_vec, random_score, success_score
 from envs.vec import VecEnv
@@ -41,22 +41,19 @@ def train(config: Config, run_dir: Path) -> Run:
     agent = make_agent(config, env.observation_space, env.action_space, env.max_episode_steps, device)
     replay = make_replay(config, env.observation_space, env.action_space, agent.gamma, device)
     sampling = torch_generator(config.seed, "replay")
+    branch = branch_source(run_dir, config)
 
     with (
         contextlib.closing(claim_run_dir(run_dir, config)),
         contextlib.closing(Run(config, run_dir, Trigger(config.trigger), config.strategy.tracker())) as run,
     ):
-        obs = run.start(agent, replay, env, sampling)
+        obs = run.start(agent, replay, env, sampling, branch)
         if obs is None:
             obs = env.reset(stream_seed(config.seed, "train_env"))
             evaluation(run, RandomPolicy(eval_env), eval_env, "random_policy")
-        run.say(
-            f"run folder {run_dir}, from env step {run.env_step:,} of {config.total_steps:,}, on {device}, "
-            f"replay {replay.nbytes / 1e6:,.0f} MB"
-        )
-        if config.reset.strategy != "none" and run.tracker is None and not run.resets_possible:
-            run.say("warning: no reset will happen: neither reset.every nor reset.at falls before total_steps")
-
+        run.say_what_lies_ahead(device, replay.nbytes)
+        if branch and (reason := run.reset_due()):
+            reset(run, agent, replay, eval_env, reason)
         while run.going:
             agent.observe(obs)
             action = env.random_action() if run.warming_up else agent.act(obs, run.env_step)

@@ -8,6 +8,7 @@ import difflib
 import fnmatch
 import json
 import math
+import shutil
 import signal
 import sys
 import textwrap
@@ -22,6 +23,7 @@ from common.logger import Logger, truncate_csv
 from common.progress import Progress
 from common.schedules import At, Every, UpdateRatio
 
+HISTORY = ("scalars.csv", "evaluations.csv", "resets.jsonl")
 RETURN_WINDOW = 100  # finished episodes averaged in rollout/ep_rew_mean, Stable-Baselines3's number
 EVALUATION_COLUMNS = (
     "env_step",
@@ -261,8 +263,15 @@ class Run:
 
     # Starting, saving, stopping
 
-    def start(self, agent: Any, replay: Any, env: Any, generator: Any) -> Any | None:
+    def start(
+        self, agent: Any, replay: Any, env: Any, generator: Any, branch: Path | None = None
+    ) -> Any | None:
         """Open the logs and restore the newest checkpoint, if there is one.
+
+        Args:
+            agent, replay, env, generator: what is restored in place.
+            branch: checkpoint of another run to begin with where this one has none; its history is copied, its
+                resets, triggers and trackers start anew, and a reset point at that very step is still to come.
 
         Returns:
             the observations to act on, or None at the start of a run.
@@ -271,22 +280,27 @@ class Run:
             CheckpointError: the newest checkpoint cannot be read; it is never silently replaced by a fresh start.
         """
         saved = checkpoint.find(self.checkpoint_dir, "step")
+        source = saved[-1] if saved else branch
         obs = None
-        if saved:
-            state = checkpoint.load(saved[-1], ["agent", "replay", "env", "run"])
+        if source is not None:
+            state = checkpoint.load(source, ["agent", "replay", "env", "run"])
             agent.load_state_dict(state["agent"])
             replay.load_state_dict(state["replay"])
             obs = env.load_state_dict(state["env"])
             generator.set_state(state["run"]["replay_generator"])
             self._load_state_dict(state["run"])
-            self._saved_at = self.env_step
+            if saved:
+                self._load_own_state(state["run"])
+                self._saved_at = self.env_step
+            else:
+                self._begin_branch(source)
             checkpoint.discard_after(self.checkpoint_dir, "best", self.env_step)
             truncate_csv(self.run_dir / "evaluations.csv", self.env_step)
             _truncate_jsonl(self.run_dir / "resets.jsonl", self.env_step)
         else:
             (self.run_dir / "evaluations.csv").write_text(",".join(EVALUATION_COLUMNS) + "\n")
             (self.run_dir / "resets.jsonl").write_text("")
-        self._logger = Logger(self.run_dir, self.env_step if saved else None)
+        self._logger = Logger(self.run_dir, self.env_step if source else None)
         if not saved:  # indented, so that TensorBoard's Markdown shows it as it is
             self._logger.text("config", textwrap.indent((self.run_dir / "config.yaml").read_text(), "    "))
         self._progress = Progress(self.config.total_steps, self.env_step, agent.update_step)
@@ -323,6 +337,18 @@ class Run:
             self._progress.close()
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
+
+    def say_what_lies_ahead(self, device: Any, replay_bytes: int) -> None:
+        """Print where the run writes, from which step it goes on, and whether its resets will ever happen."""
+        total = self.config.total_steps
+        self.say(
+            f"run folder {self.run_dir}, from env step {self.env_step:,} of {total:,}, on {device}, "
+            f"replay {replay_bytes / 1e6:,.0f} MB"
+        )
+        if self.config.reset.strategy != "none" and self.tracker is None and not self.resets_possible:
+            self.say(
+                "warning: no reset will happen: neither reset.every nor reset.at falls before total_steps"
+            )
 
     def say(self, message: str) -> None:
         """Print a line without disturbing the progress bar."""
@@ -362,17 +388,31 @@ class Run:
         }
 
     def _load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for name in ("env_step", "num_resets", "best_return", "last_evaluation"):
+        for name in ("env_step", "num_resets", "last_evaluation"):
             setattr(self, name, state[name])
         self._returns.extend(state["returns"])
         self._lengths.extend(state["lengths"])
         self._losses = dict(state["losses"])
+        self._seconds_before = state["seconds"]
+        self._ratio.load_state_dict(state["schedules"]["ratio"])
+
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Continue what belongs to this run alone: its best score, its schedules, what its resets keep."""
+        self.best_return = state["best_return"]
         self._recycled.update(state["recycled"])
         if self.tracker is not None:
             self.tracker.load_state_dict(state["tracker"])
-        self._seconds_before = state["seconds"]
         for name, schedule in self._schedule_states().items():
             schedule.load_state_dict(state["schedules"][name])
+
+    def _begin_branch(self, source: Path) -> None:
+        """Copy the history of the run that holds checkpoint ``source`` and set this run's schedules beside it."""
+        for name in HISTORY:
+            shutil.copyfile(source.resolve().parents[1] / name, self.run_dir / name)
+        for schedule in (self._log_due, self._metrics_due, self._evaluation_due, self._checkpoint_due):
+            schedule.due(self.env_step)
+        for schedule in (self._reset_every, self._reset_at):
+            schedule.due(self.env_step - self.config.env.num_envs)
 
 
 def _truncate_jsonl(path: Path, last_step: int) -> None:

@@ -3,20 +3,68 @@
 from __future__ import annotations
 
 import fcntl
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO
 
+from common import checkpoint
 from configs import loader
 from configs.schema import Config
 
 # Where a run is computed is not what it computes: these may change when it is resumed.
 RESUMABLE_WITH_OTHER = ("device", "num_threads")
+# What a branch may do otherwise than the run it starts from: when and how to reset, and what is only watched.
+BRANCH_WITH_OTHER = (
+    *RESUMABLE_WITH_OTHER,
+    *("reset", "eval", "log", "checkpoint", "total_steps", "branch_from", "preset"),
+)
 
 
 def default_run_dir(config: Config) -> Path:
-    """Return ``runs/<algo>-<env>-<reset>-<preset>-seed<seed>``."""
+    """Return ``runs/<algo>-<env>-<reset>-<preset>-seed<seed>``, a branch with ``-branch`` behind."""
     env = config.env.id.replace("/", "_")
-    return Path("runs") / f"{config.algo}-{env}-{config.reset.name}-{config.preset}-seed{config.seed}"
+    name = f"{config.algo}-{env}-{config.reset.name}-{config.preset}-seed{config.seed}"
+    return Path("runs") / (name + "-branch" if config.branch_from else name)
+
+
+def branch_source(run_dir: Path, config: Config) -> Path | None:
+    """Return the checkpoint from which a branch in ``run_dir`` begins; None if the run is no branch or has begun.
+
+    Raises:
+        ConfigError: ``config.branch_from`` holds no checkpoint, or its run differs in more than a branch may.
+    """
+    if not config.branch_from or checkpoint.find(run_dir / "checkpoints", "step"):
+        return None
+    given = Path(config.branch_from)
+    saved = checkpoint.find(given / "checkpoints", "step")
+    source = saved[-1] if saved else given
+    if not (source / "manifest.json").exists():
+        raise loader.ConfigError(
+            f"branch_from {given}: no checkpoint; give a run folder, or one of its checkpoints/step_<env step>"
+        )
+    saved_config = loader.read_config(source.resolve().parents[1] / "config.yaml")
+    if other := _differences(saved_config, config, BRANCH_WITH_OTHER):
+        raise loader.ConfigError(
+            f"branch_from {given}: a branch may differ in reset, eval, log, checkpoint and total_steps alone, "
+            f"but that run has {other}"
+        )
+    env_step = int(source.name.removeprefix("step_"))
+    if env_step >= config.total_steps:
+        raise loader.ConfigError(
+            f"total_steps {config.total_steps} must exceed the {env_step} env steps at which {source} was saved"
+        )
+    return source
+
+
+def _differences(saved: Config, asked: Config, ignored: Collection[str]) -> str:
+    """Return the options in which two configurations differ, as words; ``ignored`` names options or sections."""
+    old, new = loader.flatten_config(saved), loader.flatten_config(asked)
+    other = [
+        f"{key} {old.get(key)} (asked for: {new.get(key)})"
+        for key in {**old, **new}
+        if old.get(key) != new.get(key) and key.partition(".")[0] not in ignored
+    ]
+    return ", ".join(other[:5]) + (f" and {len(other) - 5} more" if len(other) > 5 else "")
 
 
 def claim_run_dir(run_dir: Path, config: Config) -> IO[str]:
@@ -30,17 +78,9 @@ def claim_run_dir(run_dir: Path, config: Config) -> IO[str]:
     """
     path = run_dir / "config.yaml"
     if path.exists():
-        saved = loader.flatten_config(loader.read_config(path))
-        asked = loader.flatten_config(config)
-        other = [
-            f"{key} {saved.get(key)} (asked for: {asked.get(key)})"
-            for key in {**saved, **asked}
-            if saved.get(key) != asked.get(key) and key not in RESUMABLE_WITH_OTHER
-        ]
-        if other:
-            shown = ", ".join(other[:5]) + (f" and {len(other) - 5} more" if len(other) > 5 else "")
+        if other := _differences(loader.read_config(path), config, RESUMABLE_WITH_OTHER):
             raise loader.ConfigError(
-                f"run folder {run_dir} holds a run with {shown}; choose another --run-dir, or delete it"
+                f"run folder {run_dir} holds a run with {other}; choose another --run-dir, or delete it"
             )
     elif run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise loader.ConfigError(

@@ -151,6 +151,11 @@ class Config:
     preset: str = option("paper", "named set of values: the paper's protocol, or a quick run for 2 CPU cores")
     seed: int = option(0, "run seed, from which every random stream is derived", minimum=0)
     total_steps: int = option(500_000, "length of the run", "env steps", minimum=1)
+    branch_from: str | None = option(
+        None,
+        "start from a checkpoint of another run (its folder, or the run's for the newest) instead of from nothing, "
+        "so that several resets share one beginning",
+    )
     device: str = option("auto", "where networks and replay live", choices=("auto", "cpu", "cuda"))
     num_threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's own choice", minimum=0)
     env: EnvConfig = EnvConfig()
