@@ -10,19 +10,17 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 
-from agents import make_agent
-from common import checkpoint
-from common.seeding import stream_seed
 from common.stats import bootstrap_interval, standard_error
 from common.table import format_table
 from configs.loader import ConfigError, read_config
-from envs import EnvError, make_vec, random_score, success_score
-from envs.vec import VecEnv
+
+# What the command alone needs is imported in its functions: --help must not wait for PyTorch and the environments.
+if TYPE_CHECKING:
+    from envs.vec import VecEnv
 
 VIDEO_SUFFIXES = (".mp4", ".gif")
 
@@ -134,14 +132,25 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args(argv)
+
+    from common.checkpoint import CheckpointError
+    from envs import EnvError
+
     try:
         return _run(args)
-    except (ConfigError, EnvError, checkpoint.CheckpointError, VideoError) as error:
+    except (ConfigError, EnvError, CheckpointError, VideoError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
 def _run(args: argparse.Namespace) -> int:
+    import torch
+
+    from agents import make_agent
+    from common import checkpoint
+    from common.seeding import stream_seed
+    from envs import make_vec
+
     if args.episodes < 1:
         raise ConfigError(f"--episodes must be at least 1, got {args.episodes}")
     if args.seed < 0:
@@ -182,6 +191,8 @@ def newest_agent(folder: Path, kind: str) -> Path:
     Raises:
         CheckpointError: the run has saved nothing yet.
     """
+    from common import checkpoint
+
     found = checkpoint.find(folder, "best") if kind == "best" else []
     found = found or checkpoint.find(folder, "step")
     if not found:
@@ -191,6 +202,8 @@ def newest_agent(folder: Path, kind: str) -> Path:
 
 def summary(result: Evaluation, env_id: str, env_step: int, name: str) -> dict[str, object]:
     """Return the figures of an evaluation, with the published random and success scores where there are any."""
+    from envs import random_score, success_score
+
     low, high = result.interval
     figures: dict[str, object] = {
         "environment": env_id,

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from configs import schema
-from fire.resets import REGISTRY
+from fire.options import OPTIONS
 from fire.triggers import TriggerConfig
 
 CONFIG_DIR = Path(__file__).parent
@@ -61,7 +61,7 @@ def entries(algo: str, strategy: str) -> dict[str, Entry]:
         ("replay.", "replay", schema.ReplayConfig),
         ("agent.", "agent", schema.AGENT_CONFIGS[algo]),
         ("reset.", "reset", schema.ResetConfig),
-        ("reset.", "strategy", REGISTRY[strategy]),
+        ("reset.", "strategy", OPTIONS[strategy]),
         ("reset.trigger.", "trigger", TriggerConfig),
         ("eval.", "eval", schema.EvalConfig),
         ("log.", "log", schema.LogConfig),
@@ -108,7 +108,7 @@ def load(argv: Sequence[str]) -> tuple[schema.Config, argparse.Namespace]:
 
     layers = [*((str(p.relative_to(CONFIG_DIR)), _read(p)) for p in named_files(**names)), *files]
     strategy = [values["reset.strategy"] for _, values in layers if "reset.strategy" in values][-1]
-    _check_name("reset.strategy", strategy, REGISTRY)
+    _check_name("reset.strategy", strategy, OPTIONS)
     options = entries(names["algo"], strategy)
     merged = {path: entry.default for path, entry in options.items()}
     for origin, values in layers:
@@ -143,7 +143,7 @@ def build(values: Mapping[str, Any]) -> schema.Config:
         )
     own = {}
     for attribute, prefix, cls in (
-        ("strategy", "reset.", REGISTRY[strategy]),
+        ("strategy", "reset.", OPTIONS[strategy]),
         ("trigger", "reset.trigger.", TriggerConfig),
     ):
         try:
@@ -195,7 +195,7 @@ def read_config(path: Path) -> schema.Config:
     if missing:
         raise ConfigError(f"{path}: {missing[0]} is missing")
     _check_name("algo", values["algo"], schema.AGENT_CONFIGS)
-    _check_name("reset.strategy", values["reset.strategy"], REGISTRY)
+    _check_name("reset.strategy", values["reset.strategy"], OPTIONS)
     options = entries(values["algo"], values["reset.strategy"])
     return build(_checked(values, options, str(path)))
 

@@ -94,7 +94,7 @@ class ResetConfig:
     """When networks are reset and what beside them; how they are reset is the strategy's own options."""
 
     name: str = option("fire", "reset as chosen by --reset: a file in configs/reset/")
-    strategy: str = option("fire", "reset strategy, an entry of fire.resets.REGISTRY")
+    strategy: str = option("fire", "reset strategy, an entry of fire.options.OPTIONS")
     every: int = option(0, "reset whenever this many steps have passed; 0: never", "env steps", minimum=0)
     at: tuple[int, ...] = option((), "further reset points", "env steps", minimum=1)
     warmup: int = option(0, "no reset before this", "env steps", minimum=0)
@@ -163,7 +163,7 @@ class Config:
     agent: Any = None  # SACConfig or DQNConfig, by algo
     reset: ResetConfig = ResetConfig()
     strategy: Any = (
-        None  # the reset strategy's own dataclass, by reset.strategy; its options are keys of `reset`
+        None  # the strategy's own options (fire.options), by reset.strategy; they are keys of `reset`
     )
     trigger: Any = None  # fire.triggers.TriggerConfig; its options are keys of `reset.trigger`
     eval: EvalConfig = EvalConfig()

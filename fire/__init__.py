@@ -1,11 +1,21 @@
-"""FIRE and rival resets for any ``nn.Module``: knows modules and optimizers, nothing about reinforcement learning."""
+"""FIRE and rival resets for any ``nn.Module``: knows modules and optimizers, nothing about reinforcement learning.
 
-from fire.metrics import METRIC_KEYS, measure
-from fire.module import FireReport, fire_
-from fire.orthogonalize import polar_factor, polar_factors
-from fire.report import RESET_KEYS, ResetReport
-from fire.resets import REGISTRY, Reset, reset_networks
-from fire.slot import NetworkSlot
+The names below load their modules when they are first used, so that ``fire.options`` and ``fire.triggers`` can be
+read without PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fire.metrics import METRIC_KEYS, measure
+    from fire.module import FireReport, fire_
+    from fire.orthogonalize import polar_factor, polar_factors
+    from fire.report import RESET_KEYS, ResetReport
+    from fire.resets import REGISTRY, Reset, reset_networks
+    from fire.slot import NetworkSlot
 
 __all__ = [
     "METRIC_KEYS",
@@ -21,3 +31,23 @@ __all__ = [
     "polar_factors",
     "reset_networks",
 ]
+
+_HOMES = {
+    "metrics": ("METRIC_KEYS", "measure"),
+    "module": ("FireReport", "fire_"),
+    "orthogonalize": ("polar_factor", "polar_factors"),
+    "report": ("RESET_KEYS", "ResetReport"),
+    "resets": ("REGISTRY", "Reset", "reset_networks"),
+    "slot": ("NetworkSlot",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"fire.{module}"), name)
+    raise AttributeError(f"module 'fire' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

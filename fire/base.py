@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from common.fields import option
+from fire.options import LayerwiseOptions, ResetOptions
 from fire.rules import Entry, Keep, Rule
 from fire.slot import NetworkSlot
 
@@ -55,30 +55,13 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Reset:
+class Reset(ResetOptions):
     """Base of all strategies. Subclasses plan changes; optimizer and target are treated as these fields
     say.
     """
 
     name: ClassVar[str]
     structural: ClassVar[bool] = False
-
-    optimizer: str = option(
-        "zero",
-        "optimizer state of the reset network: zero it (moments and step count) or keep it",
-        choices=("zero", "keep"),
-    )
-    target: str = option(
-        "sync",
-        "target network: copy the reset network into it, or keep it as it is",
-        choices=("sync", "keep"),
-    )
-
-    def __post_init__(self) -> None:
-        for each in fields(self):
-            choices, value = each.metadata.get("choices"), getattr(self, each.name)
-            if choices is not None and value not in choices:
-                raise ValueError(f"{each.name} {value!r} is not one of {', '.join(map(str, choices))}")
 
     def plan(self, slots: Mapping[str, NetworkSlot], batch: Any, generator: torch.Generator) -> Plan:
         """Return the changes for all networks; writes nothing."""
@@ -90,18 +73,12 @@ class Reset:
 
 
 @dataclass(frozen=True)
-class LayerwiseReset(Reset):
+class LayerwiseReset(LayerwiseOptions, Reset):
     """A reset that gives each parameter one rule, by what the parameter is.
 
     Attributes:
         source: whether rules that need new weights get freshly drawn ones or the run's first weights.
     """
-
-    source: str = option(
-        "redraw",
-        "where new weights come from: drawn anew, or the run's first weights",
-        choices=("redraw", "rewind"),
-    )
 
     def rule_for(self, entry: Entry) -> Rule:
         """The rule for one parameter."""
@@ -153,9 +130,3 @@ def _with_fresh(network: str, entry: Entry, fresh: nn.Module) -> Entry:
             "draw nothing can follow"
         ) from error
     return replace(entry, fresh=counterpart)
-
-
-def check_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
-    """Raise ValueError unless ``value`` lies in [low, high], or (low, high] with ``open_low``."""
-    if not (low < value <= high if open_low else low <= value <= high):
-        raise ValueError(f"{name} must lie in {'(' if open_low else '['}{low}, {high}], got {value}")

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from common.fields import option
-from fire.base import Plan, Reset, check_range, entries_of
+from fire.base import Plan, Reset, entries_of
+from fire.options import DashOptions
 from fire.probe import leave_no_trace
 from fire.slot import NetworkSlot
 
 
 @dataclass(frozen=True)
-class DashReset(Reset):
+class DashReset(DashOptions, Reset):
     """Direction-aware shrinking (Shin et al. 2024, DASH, arXiv 2410.23495): w <- w * max(lambda, cos(w, -gradient)).
 
     w is one kernel of a convolution, one row of another weight, or a whole bias or norm vector. The paper
@@ -26,14 +26,6 @@ class DashReset(Reset):
     """
 
     name: ClassVar[str] = "dash"
-
-    min_shrink: float = option(
-        0.3, "smallest factor, the paper's lambda (FIRE's vision scripts: 0.05 to 0.3)", unit="0..1"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("min_shrink", self.min_shrink, 0, 1)
 
     def plan(self, slots: Mapping[str, NetworkSlot], batch: Any, generator: torch.Generator) -> Plan:
         plan = Plan()

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from common.fields import option
 from fire.base import Plan, Reset
+from fire.options import PlasticityInjectionOptions
 from fire.slot import NetworkSlot
 
 
@@ -37,7 +37,7 @@ class InjectedHead(nn.Module):
 
 
 @dataclass(frozen=True)
-class PlasticityInjection(Reset):
+class PlasticityInjection(PlasticityInjectionOptions, Reset):
     """Plasticity injection (Nikishin et al. 2023, arXiv 2305.15555): q = h(x) + h_new(x) - h_start(x).
 
     The number of learning parameters stays; the rest of the network keeps learning. Structural: references
@@ -47,13 +47,6 @@ class PlasticityInjection(Reset):
 
     name: ClassVar[str] = "plasticity_injection"
     structural: ClassVar[bool] = True
-
-    source: str = option(
-        "redraw",
-        "where the new head comes from: drawn anew, or the run's first weights",
-        choices=("redraw", "rewind"),
-    )
-    head: str = option("", "name of the submodule to inject; empty: each output layer")
 
     def plan(self, slots: Mapping[str, NetworkSlot], batch: Any, generator: torch.Generator) -> Plan:
         plan = Plan()

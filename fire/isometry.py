@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from fire.layers import WeightLayer
-
-SCALES = ("paper", "unit", "mean_singular_value", "preserve_norm")
+from fire.options import SCALES
 
 
 def sfe(before: Tensor, after: Tensor) -> Tensor:

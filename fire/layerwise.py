@@ -9,22 +9,23 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from common.fields import option
-from fire.base import LayerwiseReset, Plan, Reset, Write, check_range
-from fire.isometry import SCALES
-from fire.orthogonalize import METHODS, NULL_POLICIES
+from fire.base import LayerwiseReset, Plan, Reset, Write
+from fire.options import (
+    FireOptions,
+    NoResetOptions,
+    OptimizerResetOptions,
+    RandomOrthogonalOptions,
+    ShrinkPerturbOptions,
+)
 from fire.rules import Entry, Keep, Orthogonalize, RandomOrthogonal, Redraw, Rule, ShrinkPerturb
 from fire.slot import NetworkSlot
 
 
 @dataclass(frozen=True)
-class NoReset(Reset):
+class NoReset(NoResetOptions, Reset):
     """Change nothing: the baseline."""
 
     name: ClassVar[str] = "none"
-
-    optimizer: str = option("keep", "optimizer state: keep it", choices=("keep",))
-    target: str = option("keep", "target network: keep it", choices=("keep",))
 
     def plan(self, slots: Mapping[str, NetworkSlot], batch: Any, generator: torch.Generator) -> Plan:
         return Plan()
@@ -45,47 +46,23 @@ class FullReset(LayerwiseReset):
 
 
 @dataclass(frozen=True)
-class ShrinkPerturbReset(LayerwiseReset):
+class ShrinkPerturbReset(ShrinkPerturbOptions, LayerwiseReset):
     """Shrink and perturb (Ash and Adams 2020, arXiv 1910.08475) on every parameter: c * old + (1 - c) * fresh."""
 
     name: ClassVar[str] = "shrink_perturb"
-
-    shrink_factor: float = option(
-        0.2, "share of the old weights that is kept (0.2: FIRE's RL scripts; 0.8 in SR-SPR)", unit="0..1"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("shrink_factor", self.shrink_factor, 0, 1)
 
     def rule_for(self, entry: Entry) -> Rule:
         return ShrinkPerturb(self.shrink_factor)
 
 
 @dataclass(frozen=True)
-class FireReset(LayerwiseReset):
+class FireReset(FireOptions, LayerwiseReset):
     """FIRE (arXiv 2602.08040): every weight becomes the nearest isometry times its layer's scale.
 
     Biases, norms, embeddings and buffers are kept, as in the authors' released code.
     """
 
     name: ClassVar[str] = "fire"
-
-    scale: str = option("paper", "singular value of the result, see docs/resets.md", choices=SCALES)
-    strength: float = option(1.0, "how far singular values move towards the scale; 1 is FIRE", unit="0..1")
-    method: str = option("polar", "exact polar factor, or an approximating iteration", choices=METHODS)
-    num_iters: int = option(10, "steps of newton_schulz or muon; polar ignores it", unit="steps")
-    null: str = option(
-        "random",
-        "directions the weight does not have: completed at random, left zero, or an error",
-        choices=NULL_POLICIES,
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("strength", self.strength, 0, 1, open_low=True)
-        if self.num_iters < 1:
-            raise ValueError(f"num_iters must be at least 1, got {self.num_iters}")
 
     def rule_for(self, entry: Entry) -> Rule:
         return self.orthogonalize() if entry.is_weight else Keep()
@@ -96,15 +73,10 @@ class FireReset(LayerwiseReset):
 
 
 @dataclass(frozen=True)
-class OptimizerReset(Reset):
+class OptimizerReset(OptimizerResetOptions, Reset):
     """Zero the optimizer state and change no weight: the control for every reset that also renews the optimizer."""
 
     name: ClassVar[str] = "optimizer_only"
-
-    optimizer: str = option("zero", "optimizer state: zero it (moments and step count)", choices=("zero",))
-    target: str = option(
-        "keep", "target network: keep it, or copy the network into it", choices=("keep", "sync")
-    )
 
     def plan(self, slots: Mapping[str, NetworkSlot], batch: Any, generator: torch.Generator) -> Plan:
         return Plan()
@@ -142,7 +114,7 @@ class FireDqnReset(FireReset):
 
 
 @dataclass(frozen=True)
-class RandomOrthogonalReset(LayerwiseReset):
+class RandomOrthogonalReset(RandomOrthogonalOptions, LayerwiseReset):
     """Replace every weight by a Haar-random isometry times the layer's scale, whatever it was; the rest is
     kept.
 
@@ -150,8 +122,6 @@ class RandomOrthogonalReset(LayerwiseReset):
     """
 
     name: ClassVar[str] = "random_orthogonal"
-
-    scale: str = option("paper", "singular value of the result, see docs/resets.md", choices=SCALES)
 
     def rule_for(self, entry: Entry) -> Rule:
         return RandomOrthogonal(self.scale) if entry.is_weight else Keep()

@@ -24,8 +24,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-METHODS = ("polar", "newton_schulz", "muon")
-NULL_POLICIES = ("random", "zero", "error")
+from fire.options import METHODS, NULL_POLICIES
+
 BACKENDS = ("auto", "eigh", "poly")
 
 # Coefficients (a, b, c) of one step X <- X (a I + b A + c A^2), A = X^T X.

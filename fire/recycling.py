@@ -13,31 +13,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from common.fields import option
-from fire.base import Plan, Reset, check_range
+from fire.base import Plan, Reset
 from fire.metrics import dormant_units
+from fire.options import ContinualBackpropOptions, RecyclingOptions, ReDoOptions, SelfNormalizedOptions
 from fire.slot import NetworkSlot
 from fire.units import UnitGroup, outgoing_sums, recycle, unit_groups
 
 
 @dataclass(frozen=True)
-class RecyclingReset(Reset):
-    """Base of resets of single units. Their moments are always zeroed; ``optimizer`` says what happens to
-    the others.
-    """
-
-    optimizer: str = option(
-        "keep",
-        "optimizer state beyond the recycled units' moments: keep it or zero it",
-        choices=("keep", "zero"),
-    )
-    target: str = option(
-        "keep", "target network: keep it, or copy the network into it", choices=("keep", "sync")
-    )
-
-
-@dataclass(frozen=True)
-class ReDo(RecyclingReset):
+class ReDo(ReDoOptions, Reset):
     """ReDo (Sokar et al. 2023, arXiv 2302.12902): recycle units whose normalised activation is at most the
     threshold.
 
@@ -46,14 +30,6 @@ class ReDo(RecyclingReset):
     """
 
     name: ClassVar[str] = "redo"
-
-    dormancy_threshold: float = option(
-        0.1, "the paper's tau: 0.025 in its default DQN, 0.1 elsewhere", unit="share of the layer's mean"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("dormancy_threshold", self.dormancy_threshold, 0, float("inf"))
 
     def plan(self, slots: Mapping[str, NetworkSlot], batch: Any, generator: torch.Generator) -> Plan:
         plan = Plan()
@@ -67,7 +43,7 @@ class ReDo(RecyclingReset):
 
 
 @dataclass(frozen=True)
-class TrackedReset(RecyclingReset):
+class TrackedReset(RecyclingOptions, Reset):
     """Base of resets that act after every update through their tracker; applied on a schedule they do
     nothing.
     """
@@ -154,7 +130,7 @@ class UnitTracker:
 
 
 @dataclass(frozen=True)
-class ContinualBackprop(TrackedReset):
+class ContinualBackprop(ContinualBackpropOptions, TrackedReset):
     """Continual backprop (Dohare et al. 2024, Nature 632): after each update recycle the least useful
     mature units.
 
@@ -164,18 +140,6 @@ class ContinualBackprop(TrackedReset):
     """
 
     name: ClassVar[str] = "cbp"
-
-    replacement_rate: float = option(
-        1e-4, "share of mature units recycled (FIRE's vision runs: 1e-4, 1e-5)", "1/update"
-    )
-    maturity: int = option(1000, "age from which a unit may be recycled (FIRE's vision runs)", "updates")
-    decay: float = option(0.99, "decay of the utility, the paper's eta", "0..1")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("replacement_rate", self.replacement_rate, 0, 1)
-        check_range("decay", self.decay, 0, 1)
-        check_range("maturity", self.maturity, 0, float("inf"))
 
     def tracker(self) -> UnitTracker:
         return UtilityTracker(self)
@@ -222,7 +186,7 @@ def outgoing_size(group: UnitGroup) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SelfNormalizedReset(TrackedReset):
+class SelfNormalizedReset(SelfNormalizedOptions, TrackedReset):
     """Self-normalised resets (Farias and Jozefiak 2024, arXiv 2410.20098): recycle units silent for
     unusually long.
 
@@ -233,18 +197,6 @@ class SelfNormalizedReset(TrackedReset):
     """
 
     name: ClassVar[str] = "snr"
-
-    percentile: float = option(0.98, "rejection percentile (FIRE's vision runs: 0.92 to 0.99)", "0..1")
-    max_silence: int = option(
-        20_000, "silence after which any unit is recycled (FIRE's vision runs)", "updates"
-    )
-    min_firings: int = option(100, "past intervals a unit needs before its percentile counts", "firings")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("percentile", self.percentile, 0, 1)
-        check_range("max_silence", self.max_silence, 1, float("inf"))
-        check_range("min_firings", self.min_firings, 1, float("inf"))
 
     def tracker(self) -> UnitTracker:
         return SilenceTracker(self)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -27,11 +28,12 @@ from fire.layerwise import (
     ShrinkPerturbReset,
     SrDqnReset,
 )
+from fire.options import ResetOptions
 from fire.recycling import ContinualBackprop, ReDo, SelfNormalizedReset
 from fire.report import ResetReport, describe
 from fire.slot import NetworkSlot
 
-__all__ = ["REGISTRY", "LayerwiseReset", "Plan", "Reset", "ResetReport", "reset_networks"]
+__all__ = ["REGISTRY", "LayerwiseReset", "Plan", "Reset", "ResetReport", "make_reset", "reset_networks"]
 
 REGISTRY: dict[str, type[Reset]] = {
     reset.name: reset
@@ -51,6 +53,11 @@ REGISTRY: dict[str, type[Reset]] = {
         SelfNormalizedReset,
     )
 }
+
+
+def make_reset(name: str, options: ResetOptions) -> Reset:
+    """Return strategy ``name`` with the ``options`` that ``fire.options.OPTIONS[name]`` holds."""
+    return REGISTRY[name](**asdict(options))
 
 
 def reset_networks(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import evaluate as evaluation
-import train
+import loop
 from configs import loader
 from envs import make_vec
 from evaluate import Evaluation, RandomPolicy, evaluate
@@ -72,7 +72,7 @@ def run_dir(tmp_path_factory):
         "--reset.every 0 --eval.episodes 2 --eval.every 200 --agent.hidden-widths 8 --num-threads 1"
     )
     config, _ = loader.load(argv.split())
-    train.train(config, folder)
+    loop.train(config, folder)
     return folder
 
 

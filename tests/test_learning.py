@@ -4,13 +4,13 @@ import csv
 
 import pytest
 
-import train
+import loop
 from configs import loader
 
 
 def final_return(run_dir, *argv):
     config, _ = loader.load(argv)
-    train.train(config, run_dir)
+    loop.train(config, run_dir)
     with (run_dir / "evaluations.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     return float(rows[0]["mean_return"]), float(rows[-1]["mean_return"])

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import loop
 import train
 from common import checkpoint
 from configs import loader
@@ -26,14 +27,15 @@ COMMON = (
 )
 SMALL = {
     "sac": COMMON + "--algo sac --env h1-walk --agent.actor-width 8 --agent.critic-width 8",
-    "dqn": COMMON + "--algo dqn --env CartPole-v1 --agent.hidden-widths 16 --env.num-envs 3 --eval.episodes 2",
+    "dqn": COMMON
+    + "--algo dqn --env CartPole-v1 --agent.hidden-widths 16 --env.num-envs 3 --eval.episodes 2",
 }
 TOTAL, RESETS = 200, [80, 160]
 
 
 def run(run_dir, algo, *extra):
     config, _ = loader.load([*SMALL[algo].split(), *extra])
-    return train.train(config, run_dir)
+    return loop.train(config, run_dir)
 
 
 def newest(run_dir):
@@ -96,13 +98,13 @@ def finished(tmp_path_factory):
 def run_interrupted(run_dir, algo, stop_at, monkeypatch, *extra):
     """The run, stopped at env step ``stop_at`` as by Ctrl-C and resumed from its checkpoint."""
     with monkeypatch.context() as patch:
-        advance = train.Run.advance
+        advance = loop.Run.advance
 
         def stop(self, *args):
             advance(self, *args)
             self.stop_requested |= self.env_step >= stop_at
 
-        patch.setattr(train.Run, "advance", stop)
+        patch.setattr(loop.Run, "advance", stop)
         assert stop_at <= run(run_dir, algo, *extra).env_step < stop_at + 3
     assert TOTAL <= run(run_dir, algo, *extra).env_step < TOTAL + 3
 
@@ -123,7 +125,7 @@ def test_learning_happens_resets_happen_and_everything_is_written(algo, finished
     state = newest(folder)
     assert state["agent"]["update_step"] > 0
     config = loader.read_config(folder / "config.yaml")
-    agent = train.make_agent(config, *_spaces(config), torch.device("cpu"))
+    agent = loop.make_agent(config, *_spaces(config), torch.device("cpu"))
     first = next(iter(agent.networks().values())).module.state_dict()
     trained = parameters(folder)
     assert any(not torch.equal(first[key], trained[key]) for key in first)
@@ -143,7 +145,7 @@ def test_learning_happens_resets_happen_and_everything_is_written(algo, finished
 
 
 def _spaces(config):
-    env = train.make_vec(config.env.id, 1, config.env.action_repeat)
+    env = loop.make_vec(config.env.id, 1, config.env.action_repeat)
     return env.observation_space, env.action_space, env.max_episode_steps
 
 
@@ -200,9 +202,9 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path, monkey
         if self.env_step >= 130:  # after the checkpoint at 72, whose logs have grown since
             raise MemoryError("killed")
 
-    advance = train.Run.advance
+    advance = loop.Run.advance
     with monkeypatch.context() as patch:
-        patch.setattr(train.Run, "advance", die)
+        patch.setattr(loop.Run, "advance", die)
         with pytest.raises(MemoryError):
             run(tmp_path / "killed", "dqn", *every)
     with (tmp_path / "killed/scalars.csv").open("a") as file:
@@ -298,7 +300,7 @@ def test_temperature_is_reset_only_when_asked(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path, monkeypatch, capsys):
-    update = train.make_agent
+    update = loop.make_agent
 
     def broken(*args):
         agent = update(*args)
@@ -311,7 +313,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
         agent.update = poisoned
         return agent
 
-    monkeypatch.setattr(train, "make_agent", broken)
+    monkeypatch.setattr(loop, "make_agent", broken)
     argv = [*SMALL["dqn"].split(), "--checkpoint.every", "80", "--run-dir", str(tmp_path / "run")]
     assert train.main(argv) == 1
     assert "train/loss is nan" in capsys.readouterr().err

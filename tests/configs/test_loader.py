@@ -7,7 +7,7 @@ import pytest
 
 from configs import loader, schema
 from configs.loader import ConfigError
-from fire.resets import REGISTRY
+from fire.options import OPTIONS
 from fire.triggers import TriggerConfig
 
 YAMLS = sorted(loader.CONFIG_DIR.rglob("*.yaml"))
@@ -25,7 +25,7 @@ def test_every_combination_of_named_files_loads(algo, preset, reset):
         argv = ("--algo", algo, "--preset", preset, "--reset", reset, "--env", env)
         config = load(*argv)
         assert (config.algo, config.preset, config.reset.name, config.env.id) == (algo, preset, reset, env)
-        assert type(config.strategy) is REGISTRY[config.reset.strategy]
+        assert type(config.strategy) is OPTIONS[config.reset.strategy]
 
 
 def test_every_yaml_in_the_repository_is_reachable_and_says_where_its_values_come_from():
@@ -184,7 +184,7 @@ def test_help_names_every_option_with_its_default(capsys):
 
 
 @pytest.mark.parametrize(
-    "cls", [schema.Config, *schema.AGENT_CONFIGS.values(), *REGISTRY.values(), TriggerConfig]
+    "cls", [schema.Config, *schema.AGENT_CONFIGS.values(), *OPTIONS.values(), TriggerConfig]
 )
 def test_options_are_documented(cls):
     for field in dataclasses.fields(cls):

@@ -1,0 +1,196 @@
+"""The options of every reset strategy, without PyTorch: the command line can list them before it is imported.
+
+``OPTIONS`` has the names of ``fire.resets.REGISTRY``; each strategy there inherits from its entry here and adds what
+it does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from common.fields import option
+
+SCALES = ("paper", "unit", "mean_singular_value", "preserve_norm")
+METHODS = ("polar", "newton_schulz", "muon")
+NULL_POLICIES = ("random", "zero", "error")
+
+
+def check_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+    """Raise ValueError unless ``value`` lies in [low, high], or (low, high] with ``open_low``."""
+    if not (low < value <= high if open_low else low <= value <= high):
+        raise ValueError(f"{name} must lie in {'(' if open_low else '['}{low}, {high}], got {value}")
+
+
+@dataclass(frozen=True)
+class ResetOptions:
+    """What every strategy asks."""
+
+    optimizer: str = option(
+        "zero",
+        "optimizer state of the reset network: zero it (moments and step count) or keep it",
+        choices=("zero", "keep"),
+    )
+    target: str = option(
+        "sync",
+        "target network: copy the reset network into it, or keep it as it is",
+        choices=("sync", "keep"),
+    )
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            choices, value = each.metadata.get("choices"), getattr(self, each.name)
+            if choices is not None and value not in choices:
+                raise ValueError(f"{each.name} {value!r} is not one of {', '.join(map(str, choices))}")
+
+
+@dataclass(frozen=True)
+class NoResetOptions(ResetOptions):
+    optimizer: str = option("keep", "optimizer state: keep it", choices=("keep",))
+    target: str = option("keep", "target network: keep it", choices=("keep",))
+
+
+@dataclass(frozen=True)
+class OptimizerResetOptions(ResetOptions):
+    optimizer: str = option("zero", "optimizer state: zero it (moments and step count)", choices=("zero",))
+    target: str = option(
+        "keep", "target network: keep it, or copy the network into it", choices=("keep", "sync")
+    )
+
+
+@dataclass(frozen=True)
+class LayerwiseOptions(ResetOptions):
+    """Strategies that give each parameter a rule by what the parameter is."""
+
+    source: str = option(
+        "redraw",
+        "where new weights come from: drawn anew, or the run's first weights",
+        choices=("redraw", "rewind"),
+    )
+
+
+@dataclass(frozen=True)
+class ShrinkPerturbOptions(LayerwiseOptions):
+    shrink_factor: float = option(
+        0.2, "share of the old weights that is kept (0.2: FIRE's RL scripts; 0.8 in SR-SPR)", unit="0..1"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("shrink_factor", self.shrink_factor, 0, 1)
+
+
+@dataclass(frozen=True)
+class FireOptions(LayerwiseOptions):
+    scale: str = option("paper", "singular value of the result, see docs/resets.md", choices=SCALES)
+    strength: float = option(1.0, "how far singular values move towards the scale; 1 is FIRE", unit="0..1")
+    method: str = option("polar", "exact polar factor, or an approximating iteration", choices=METHODS)
+    num_iters: int = option(10, "steps of newton_schulz or muon; polar ignores it", unit="steps")
+    null: str = option(
+        "random",
+        "directions the weight does not have: completed at random, left zero, or an error",
+        choices=NULL_POLICIES,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("strength", self.strength, 0, 1, open_low=True)
+        if self.num_iters < 1:
+            raise ValueError(f"num_iters must be at least 1, got {self.num_iters}")
+
+
+@dataclass(frozen=True)
+class RandomOrthogonalOptions(LayerwiseOptions):
+    scale: str = option("paper", "singular value of the result, see docs/resets.md", choices=SCALES)
+
+
+@dataclass(frozen=True)
+class DashOptions(ResetOptions):
+    min_shrink: float = option(
+        0.3, "smallest factor, the paper's lambda (FIRE's vision scripts: 0.05 to 0.3)", unit="0..1"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("min_shrink", self.min_shrink, 0, 1)
+
+
+@dataclass(frozen=True)
+class PlasticityInjectionOptions(ResetOptions):
+    source: str = option(
+        "redraw",
+        "where the new head comes from: drawn anew, or the run's first weights",
+        choices=("redraw", "rewind"),
+    )
+    head: str = option("", "name of the submodule to inject; empty: each output layer")
+
+
+@dataclass(frozen=True)
+class RecyclingOptions(ResetOptions):
+    """Resets of single units. Their moments are always zeroed; ``optimizer`` says what happens to the others."""
+
+    optimizer: str = option(
+        "keep",
+        "optimizer state beyond the recycled units' moments: keep it or zero it",
+        choices=("keep", "zero"),
+    )
+    target: str = option(
+        "keep", "target network: keep it, or copy the network into it", choices=("keep", "sync")
+    )
+
+
+@dataclass(frozen=True)
+class ReDoOptions(RecyclingOptions):
+    dormancy_threshold: float = option(
+        0.1, "the paper's tau: 0.025 in its default DQN, 0.1 elsewhere", unit="share of the layer's mean"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("dormancy_threshold", self.dormancy_threshold, 0, float("inf"))
+
+
+@dataclass(frozen=True)
+class ContinualBackpropOptions(RecyclingOptions):
+    replacement_rate: float = option(
+        1e-4, "share of mature units recycled (FIRE's vision runs: 1e-4, 1e-5)", "1/update"
+    )
+    maturity: int = option(1000, "age from which a unit may be recycled (FIRE's vision runs)", "updates")
+    decay: float = option(0.99, "decay of the utility, the paper's eta", "0..1")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("replacement_rate", self.replacement_rate, 0, 1)
+        check_range("decay", self.decay, 0, 1)
+        check_range("maturity", self.maturity, 0, float("inf"))
+
+
+@dataclass(frozen=True)
+class SelfNormalizedOptions(RecyclingOptions):
+    percentile: float = option(0.98, "rejection percentile (FIRE's vision runs: 0.92 to 0.99)", "0..1")
+    max_silence: int = option(
+        20_000, "silence after which any unit is recycled (FIRE's vision runs)", "updates"
+    )
+    min_firings: int = option(100, "past intervals a unit needs before its percentile counts", "firings")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("percentile", self.percentile, 0, 1)
+        check_range("max_silence", self.max_silence, 1, float("inf"))
+        check_range("min_firings", self.min_firings, 1, float("inf"))
+
+
+OPTIONS: dict[str, type[ResetOptions]] = {
+    "none": NoResetOptions,
+    "optimizer_only": OptimizerResetOptions,
+    "full": LayerwiseOptions,
+    "shrink_perturb": ShrinkPerturbOptions,
+    "sr_dqn": ShrinkPerturbOptions,
+    "fire": FireOptions,
+    "fire_dqn": FireOptions,
+    "random_orthogonal": RandomOrthogonalOptions,
+    "dash": DashOptions,
+    "redo": ReDoOptions,
+    "plasticity_injection": PlasticityInjectionOptions,
+    "cbp": ContinualBackpropOptions,
+    "snr": SelfNormalizedOptions,
+}
