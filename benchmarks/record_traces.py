@@ -41,6 +41,19 @@ CONTACTS = {
     "robot_on_floor": ("floor", "robot"),
     "board_on_floor": ("floor", "stand_board"),
     "robot_on_sphere": ("rolling_pivot", "robot"),
+    "ball_contact": ("basketball", None),
+}
+# What random actions never bring about is brought about by hand: before which frame of an episode which free joint
+# is moved where, at rest.
+EVENTS: dict[str, dict[int, dict[str, tuple[float, float, float]]]] = {
+    "truck": {
+        4: {"package_a": (5, 0, 1.9), "package_b": (5.1, 0, 2.3)},
+        8: {"package_a": (1.9, -1.5, 1.3), "package_c": (2, -1.9, 1.9)},
+        14: {"package_b": (2.1, -1.7, 1.5), "package_a": (2, 0.6, 0.4)},
+        18: {"package_d": (1.8, -1.8, 2.1), "package_e": (2.2, -1.5, 2.6)},
+        24: {"package_a": (2, -1.7, 3.2)},
+    },
+    "basketball": {20: {"basketball": (5.9, 0, 2.25)}},
 }
 
 
@@ -93,15 +106,19 @@ def sensors(compiled: Scene, model: mujoco.MjModel, data: mujoco.MjData) -> dict
 
 def record(task: str, steps: int) -> dict[str, np.ndarray]:
     """Return ``steps`` frames of one task."""
-    env = gym.make(resolve_official(f"humanoid_bench:h1-{task}-v0"), disable_env_checker=True)
-    inner, compiled = env.unwrapped, scene(task)
+    compiled = scene(task)
     generator = np.random.default_rng(0)
     frames: list[dict[str, np.ndarray]] = []
     over, episode = True, 0
     while len(frames) < steps:
-        if over:
+        if over:  # a new environment, because truck remembers the last episode of an old one
+            env = gym.make(resolve_official(f"humanoid_bench:h1-{task}-v0"), disable_env_checker=True)
+            inner, since = env.unwrapped, len(frames)
             env.reset(seed=episode)
             episode += 1
+        for name, pos in EVENTS.get(task, {}).get(len(frames) - since, {}).items():
+            joint = inner.data.joint(f"free_{name}")
+            joint.qpos[:3], joint.qvel[:] = pos, 0
         start = over
         obs, reward, terminated, truncated, info = env.step(generator.uniform(-1, 1, 19).astype(np.float32))
         over = terminated or truncated

@@ -24,6 +24,7 @@ class Score(NamedTuple):
 SCORES: dict[str, Score] = {
     "h1-balance_hard-v0": Score(9.044, 800.0),
     "h1-balance_simple-v0": Score(9.391, 800.0),
+    "h1-basketball-v0": Score(None, 1200.0),
     "h1-crawl-v0": Score(272.658, 700.0),
     "h1-door-v0": Score(None, 600.0),
     "h1-highbar_simple-v0": Score(None, 750.0),
@@ -39,6 +40,7 @@ SCORES: dict[str, Score] = {
     "h1-slide-v0": Score(3.191, 700.0),
     "h1-stair-v0": Score(3.112, 700.0),
     "h1-stand-v0": Score(10.545, 800.0),
+    "h1-truck-v0": Score(None, 3000.0),
     "h1-walk-v0": Score(2.377, 700.0),
 }
 

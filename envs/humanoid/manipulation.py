@@ -8,7 +8,15 @@ import numpy as np
 from envs.humanoid.locomotion import small_control, standing, upright
 from envs.humanoid.rewards import INFINITY, tolerance
 from envs.humanoid.robot import STANDING_QPOS
-from envs.humanoid.scenery import BOX, CYLINDER, GLASS, SPHERE, add_position_sensor, add_shape
+from envs.humanoid.scenery import (
+    BOX,
+    CYLINDER,
+    GLASS,
+    SPHERE,
+    add_hand_sensors,
+    add_position_sensor,
+    add_shape,
+)
 from envs.humanoid.task import Components, Readings, Task
 
 TARGET_COLOUR = (0.8, 0.28, 0.28, 0.7)
@@ -19,12 +27,6 @@ def add_target(spec: mujoco.MjSpec, radius: float) -> None:
     """Add a ball that resets can place through ``data.mocap_pos[0]``; nothing collides with it."""
     target = spec.worldbody.add_body(name="target", mocap=True)
     add_shape(target, SPHERE, (0, 0, 0), (radius,), TARGET_COLOUR, contype=0, conaffinity=0)
-
-
-def add_hand_sensors(spec: mujoco.MjSpec, *sides: str) -> None:
-    """Add the sensors ``<side>_hand_position``."""
-    for side in sides:
-        add_position_sensor(spec, f"{side}_hand_position", mujoco.mjtObj.mjOBJ_SITE, f"{side}_hand")
 
 
 class Push(Task):

@@ -52,3 +52,9 @@ def add_contact_sensor(spec: mujoco.MjSpec, name: str, first: Part, second: Part
 def add_position_sensor(spec: mujoco.MjSpec, name: str, kind: mujoco.mjtObj, of: str) -> None:
     """Add a sensor of the position, (3,), of a site or (as ``mjOBJ_XBODY``) a body."""
     spec.add_sensor(name=name, type=mujoco.mjtSensor.mjSENS_FRAMEPOS, objtype=kind, objname=of)
+
+
+def add_hand_sensors(spec: mujoco.MjSpec, *sides: str) -> None:
+    """Add the sensors ``<side>_hand_position``."""
+    for side in sides:
+        add_position_sensor(spec, f"{side}_hand_position", mujoco.mjtObj.mjOBJ_SITE, f"{side}_hand")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from envs.humanoid.balancing import BalanceHard, BalanceSimple
+from envs.humanoid.basketball import Basketball
 from envs.humanoid.climbing import Slide, Stair
 from envs.humanoid.hanging import HighBarSimple
 from envs.humanoid.locomotion import Run, Stand, Walk
@@ -11,6 +12,7 @@ from envs.humanoid.obstacles import Crawl, Hurdle, Maze, Pole
 from envs.humanoid.reaching import Reach
 from envs.humanoid.sitting import SitHard, SitSimple
 from envs.humanoid.task import Task
+from envs.humanoid.truck import Truck
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
@@ -19,6 +21,6 @@ TASKS: dict[str, type[Task]] = {
         *(Hurdle, Crawl, Maze, Pole),
         *(SitSimple, SitHard, BalanceSimple, BalanceHard),
         *(Stair, Slide, Reach),
-        *(Push, Package, Door, HighBarSimple),
+        *(Push, Package, Door, HighBarSimple, Truck, Basketball),
     )
 }

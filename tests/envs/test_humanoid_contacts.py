@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gymnasium as gym
 import mujoco
 import numpy as np
 import pytest
 
+import envs  # noqa: F401  (registers the environments)
 from envs.humanoid.simulation import Simulation, scene
 
 
@@ -107,3 +109,33 @@ def test_randomised_starts():
     targets = np.array(targets)
     assert (targets.min(axis=0) >= (-2, -2, 0.2)).all() and (targets.max(axis=0) <= (2, 2, 2)).all()
     assert (np.ptp(targets, axis=0) > (3.8, 3.8, 1.7)).all()
+
+
+def test_basketball_flies_at_the_robot_from_a_direction_of_the_seed():
+    env = gym.make("h1-basketball-v0").unwrapped
+    angles = []
+    for seed in range(40):
+        obs, _ = env.reset(seed=seed)
+        ball, velocity = obs[26:29], obs[33 + 25 : 33 + 28]
+        angles.append(np.arctan2(ball[1], ball[0]))
+        np.testing.assert_allclose(np.linalg.norm(ball[:2]), 1.5)
+        np.testing.assert_allclose(velocity, [*(-5 * ball[:2]), 0], atol=1e-12)  # 7.5 m/s over 1.5 m
+    assert -1.45 < min(angles) < -0.9 and 0.9 < max(angles) < 1.45
+    step = env.step(np.zeros(19, np.float32))
+    assert step[4]["success_subtasks"] == 0
+    while not step[4]["success_subtasks"]:  # it reaches the robot in 0.2 s
+        step = env.step(np.zeros(19, np.float32))
+    env.reset(seed=0)
+    assert env.step(np.zeros(19, np.float32))[4]["success_subtasks"] == 0
+
+
+def test_truck_forgets_the_last_episode():
+    env = gym.make("h1-truck-v0").unwrapped
+    first = env.reset(seed=0)[0]
+    env.step(np.zeros(19, np.float32))
+    env._simulation.data.joint("free_package_c").qpos[:3] = 2, -1.7, 2.0
+    reward, info = (env.step(np.zeros(19, np.float32))[i] for i in (1, 4))
+    assert 200 < reward < 205 and info["packages_on_table"] == 1  # lifted, and at once above the table
+    np.testing.assert_array_equal(env.reset(seed=0)[0], first)
+    info = env.step(np.zeros(19, np.float32))[4]
+    assert (info["packages_on_truck"], info["packages_on_table"]) == (5, 0)

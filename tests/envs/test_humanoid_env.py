@@ -23,6 +23,8 @@ OBSERVATION_SIZE = dict.fromkeys(TASKS, 51) | {
     "push": 63,
     "package": 73,
     "door": 55,
+    "truck": 116,
+    "basketball": 64,
 }
 
 

@@ -14,6 +14,8 @@ from envs.humanoid.task import Readings, Task
 from envs.humanoid.tasks import TASKS
 
 DATA = Path(__file__).parents[1] / "data"
+# Tasks whose rewards depend on earlier steps.
+REMEMBERING = ("maze", "truck", "basketball")
 RECORDED = sorted(path.stem.removeprefix("h1-") for path in DATA.glob("h1-*.npz"))
 
 
@@ -68,14 +70,14 @@ def readings_of(trace: dict[str, np.ndarray], task: str) -> Readings:
 def evaluate(task: Task, readings: Readings, trace: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
     """Return reward, components, terminated and observation, all (T, ...)."""
     memory = np.zeros((len(trace["reward"]), task.memory_size))
-    if "memory" in trace:
+    if "memory" in trace and task.name not in REMEMBERING:
         memory[:] = trace["memory"]
     elif task.name == "reach":
         memory[:] = trace["obs"][:, -3:]
-    if task.name != "maze":
+    if task.name not in REMEMBERING:
         reward, parts = task.reward(readings, memory)
         return reward, parts, task.terminated(readings, memory), task.observation(readings, memory)
-    rows, running, fresh = [], np.zeros(1), True  # what is remembered passes from step to step
+    rows, running, fresh = [], np.zeros(task.memory_size), True  # what is remembered passes from step to step
     for time in range(len(trace["reward"])):
         if fresh:
             running[:] = 0
