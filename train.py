@@ -9,10 +9,12 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs import loader
-from configs.run_dir import default_run_dir
-from configs.schema import Config
+
+if TYPE_CHECKING:
+    from configs.schema import Config
 
 
 def main(argv: list[str]) -> int:
@@ -22,25 +24,27 @@ def main(argv: list[str]) -> int:
     except loader.ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return _train(config, Path(flags.run_dir) if flags.run_dir else default_run_dir(config), argv)
+    return _train(config, flags.run_dir, argv)
 
 
-def _train(config: Config, run_dir: Path, argv: list[str]) -> int:
+def _train(config: Config, run_dir: str | None, argv: list[str]) -> int:
     # PyTorch and the environments are imported here, so that --help and a misspelt flag are answered at once.
     from common.checkpoint import CheckpointError
     from common.plots import plot_learning_curve
     from common.run import TrainingDiverged, UnknownMetric
     from common.summary import closing_words, python_command, random_mean
+    from configs.run_dir import default_run_dir
     from envs import EnvError, random_score, success_score
     from loop import train
 
+    folder = Path(run_dir) if run_dir else default_run_dir(config)
     try:
-        run = train(config, run_dir)
+        run = train(config, folder)
     except (loader.ConfigError, EnvError, CheckpointError, UnknownMetric) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except TrainingDiverged as error:
-        print(f"error: training diverged: {error}; {run_dir} keeps its last checkpoint", file=sys.stderr)
+        print(f"error: training diverged: {error}; {folder} keeps its last checkpoint", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped at once; the same command resumes from the last checkpoint", file=sys.stderr)
@@ -51,7 +55,7 @@ def _train(config: Config, run_dir: Path, argv: list[str]) -> int:
         return 130
     random, success = random_score(config.env.id), success_score(config.env.id)
     title = f"{config.algo} on {config.env.id}, reset: {config.reset.name}, seed {config.seed}"
-    plot_learning_curve(run_dir, title, random_mean(run_dir), success)
+    plot_learning_curve(folder, title, random_mean(folder), success)
     print(closing_words(run, argv, random, success))
     return 0
 
