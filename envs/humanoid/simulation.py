@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import mujoco
@@ -24,10 +25,14 @@ class Scene:
         task.add_scenery(spec)
         self.task = task
         self.model = spec.compile()
+        # For the physics steps of a frame whose sensors nobody reads: all but the last. The motion is the same.
+        self.silent_model = copy.copy(self.model)
+        self.silent_model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
         self.layout = Layout.of(self.model)
         self.initial_qpos = task.initial_qpos()
         # float32 like the bounds of HumanoidBench's action space, so that the same action gives the same control.
-        self.low, self.high = self.model.actuator_ctrlrange.T.astype(np.float32)
+        self.low, high = self.model.actuator_ctrlrange.T.astype(np.float32)
+        self.span = high - self.low
         # Never written: ``observation`` needs readings to say how long it is.
         blank = Readings(self.layout, *map(np.zeros, (self.model.nq, self.model.nv, self.model.nsensordata)))
         self.observation_size = task.observation(blank, np.zeros(task.memory_size)).shape[-1]
@@ -40,7 +45,7 @@ class Scene:
         """
         if np.isnan(actions).any():
             raise ValueError(f"h1-{self.task.name}: the action contains NaN: {actions}")
-        return (np.minimum(np.maximum(actions, -1), 1) + 1) / 2 * (self.high - self.low) + self.low
+        return (np.minimum(np.maximum(actions, -1), 1) + 1) / 2 * self.span + self.low
 
 
 @functools.cache
@@ -59,6 +64,7 @@ class Simulation:
         self.memory = np.zeros(scene.task.memory_size)
         # Views: they follow the data.
         self.readings = Readings(scene.layout, self.data.qpos, self.data.qvel, self.data.sensordata)
+        self._control = self.data.ctrl
 
     def reset(self, random: np.random.Generator) -> None:
         """Return to the task's first pose, with noise, as HumanoidBench does it."""
@@ -75,8 +81,9 @@ class Simulation:
 
     def step(self, control: np.ndarray) -> None:
         """Hold the target angles ``control``, (19,), for one frame."""
-        self.data.ctrl[:] = control
-        mujoco.mj_step(self.scene.model, self.data, FRAME_SKIP)
+        self._control[:] = control
+        mujoco.mj_step(self.scene.silent_model, self.data, FRAME_SKIP - 1)
+        mujoco.mj_step(self.scene.model, self.data)
 
     def get_state(self) -> np.ndarray:
         """Return everything the next steps depend on, one float64 vector (solver warm start included)."""

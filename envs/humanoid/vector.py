@@ -18,6 +18,8 @@ from envs.humanoid.simulation import Simulation, scene
 from envs.humanoid.task import Components, Readings
 from envs.humanoid.view import View
 
+EVERYONE = slice(None)  # as an index: all sub-environments, without the cost of an array of indices
+
 
 class HumanoidVectorEnv(VectorEnv):
     """``num_envs`` copies of one task; each gives the numbers ``HumanoidEnv`` gives for the same seed and actions.
@@ -92,8 +94,9 @@ class HumanoidVectorEnv(VectorEnv):
         self._memory = np.zeros((num_envs, self._task.memory_size))
         for simulation, memory in zip(self._simulations, self._memory, strict=True):
             simulation.memory = memory  # a row of the batch: tasks update it for all at once
-        self._everyone = np.ones(num_envs, dtype=np.bool_)
-        self._everyone.setflags(write=False)  # handed out as a mask
+        self._indices = np.arange(num_envs)
+        self._all = np.ones(num_envs, dtype=np.bool_)
+        self._all.setflags(write=False)  # handed out as a mask
         self._elapsed = np.zeros(num_envs, dtype=np.int64)  # frames since the reset
         self._ended = np.ones(num_envs, dtype=np.bool_)  # awaits a reset
 
@@ -151,21 +154,23 @@ class HumanoidVectorEnv(VectorEnv):
         terminated = np.zeros(self.num_envs, dtype=np.bool_)
         truncated = np.zeros(self.num_envs, dtype=np.bool_)
         infos: dict[str, Any] = {}
-        running = np.arange(self.num_envs)
+        running: np.ndarray | slice = EVERYONE
         for _ in range(self.action_repeat):
-            self._advance(running, controls)
+            self._advance(self._indices[running], controls)
             reward, components, ended = self._judge(running)
             rewards[running] += reward
             self._elapsed[running] += 1
             terminated[running] = ended
             truncated[running] = self._elapsed[running] >= self._limit
             self._note(infos, components, running)
-            running = running[~(terminated | truncated)[running]]
-            if running.size == 0:
-                break
+            over = terminated | truncated
+            if over.any():
+                running = np.flatnonzero(~over)
+                if running.size == 0:
+                    break
         observations = self._observations()
-        self._ended = terminated | truncated
-        if self._same_step and self._ended.any():
+        self._ended = over
+        if self._same_step and over.any():
             self._autoreset(observations, infos)
         return observations, rewards, terminated, truncated, infos
 
@@ -237,27 +242,32 @@ class HumanoidVectorEnv(VectorEnv):
         self._readings.qvel[index] = own.qvel
         self._readings.sensordata[index] = own.sensordata
 
-    def _judge(self, running: np.ndarray) -> tuple[np.ndarray, Components, np.ndarray]:
+    def _judge(self, running: np.ndarray | slice) -> tuple[np.ndarray, Components, np.ndarray]:
         """Return rewards, their parts and terminations of the sub-environments ``running``."""
-        if running.size == self.num_envs:
-            reward, components = self._task.reward(self._readings, self._memory)
-            return reward, components, self._task.terminated(self._readings, self._memory)
-        layout, qpos, qvel, sensordata = self._readings
-        readings = Readings(layout, qpos[running], qvel[running], sensordata[running])
-        memory = self._memory[running]
+        if self.num_envs == 1:  # arithmetic on single numbers is far cheaper than on arrays of one
+            own = self._simulations[0]
+            reward, components = self._task.reward(own.readings, own.memory)
+            ended = self._task.terminated(own.readings, own.memory)
+            return reward, {name: np.array([value]) for name, value in components.items()}, ended
+        readings, memory = self._readings, self._memory
+        if running is not EVERYONE:
+            layout, qpos, qvel, sensordata = readings
+            readings = Readings(layout, qpos[running], qvel[running], sensordata[running])
+            memory = memory[running]
         reward, components = self._task.reward(readings, memory)
-        self._memory[running] = memory
+        if running is not EVERYONE:
+            self._memory[running] = memory
         return reward, components, self._task.terminated(readings, memory)
 
-    def _note(self, infos: dict[str, Any], components: Components, running: np.ndarray) -> None:
+    def _note(self, infos: dict[str, Any], components: Components, running: np.ndarray | slice) -> None:
         """Write the parts of the reward into Gymnasium's vector infos: arrays, and masks of who has them."""
-        everyone = running.size == self.num_envs
+        if running is EVERYONE:
+            for name, values in components.items():
+                infos[name], infos[f"_{name}"] = values, self._all
+            return
         for name, values in components.items():
-            if everyone:
-                infos[name], infos[f"_{name}"] = values, self._everyone
-            else:
-                infos[name] = infos[name].copy()
-                infos[name][running] = values
+            infos[name] = infos[name].copy()
+            infos[name][running] = values
 
     def _autoreset(self, observations: np.ndarray, infos: dict[str, Any]) -> None:
         """Reset what has ended; ``observations`` get the first ones of the new episodes, ``infos`` the last ones."""

@@ -148,6 +148,25 @@ def test_sensors_say_what_mujoco_derives():
         assert readings.head_height != stale
 
 
+@pytest.mark.parametrize("task", ["walk", "balance_hard", "truck"])
+def test_a_frame_is_ten_physics_steps(task):
+    """``step`` computes sensors in the last one only; that must not change a bit of anything."""
+    simulation = Simulation(scene(task))
+    model, data = simulation.scene.model, mujoco.MjData(simulation.scene.model)
+    simulation.reset(np.random.default_rng(0))
+    mujoco.mj_copyData(data, model, simulation.data)
+    random = np.random.default_rng(1)
+    for _ in range(30):
+        data.ctrl[:] = simulation.scene.control(random.uniform(-1, 1, 19))
+        simulation.step(data.ctrl.copy())
+        for _ in range(10):
+            mujoco.mj_step(model, data)
+        for field in ("qpos", "qvel", "sensordata", "qacc_warmstart", "actuator_force", "xpos", "time"):
+            np.testing.assert_array_equal(
+                getattr(simulation.data, field), getattr(data, field), err_msg=field
+            )
+
+
 def test_model_has_the_published_figures():
     model = scene("walk").model
     assert (model.nq, model.nv, model.nu) == (26, 25, 19)
