@@ -149,7 +149,7 @@ def _run(args: argparse.Namespace) -> int:
     from agents import make_agent
     from common import checkpoint
     from common.seeding import stream_seed
-    from envs import make_vec
+    from envs import make_evaluation_env
 
     if args.episodes < 1:
         raise ConfigError(f"--episodes must be at least 1, got {args.episodes}")
@@ -164,7 +164,7 @@ def _run(args: argparse.Namespace) -> int:
     config = read_config(args.run / "config.yaml")
     saved = newest_agent(args.run / "checkpoints", args.checkpoint)
 
-    env = make_vec(config.env.id, 1, config.env.action_repeat, None if args.video is None else "rgb_array")
+    env = make_evaluation_env(config, 1, None if args.video is None else "rgb_array")
     device = torch.device("cpu")
     agent = make_agent(config, env.observation_space, env.action_space, env.max_episode_steps, device)
     state = checkpoint.load(saved, ["agent"], device)

@@ -13,7 +13,7 @@ from common.seeding import stream_seed, torch_generator
 from common.summary import reset_line
 from configs.run_dir import branch_source, claim_run_dir
 from configs.schema import Config
-from envs import make_vec, success_score
+from envs import make_evaluation_env, make_training_env, success_score
 from envs.vec import VecEnv
 from evaluate import Evaluation, RandomPolicy, evaluate
 from fire.metrics import measure
@@ -27,8 +27,8 @@ def train(config: Config, run_dir: Path) -> Run:
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     device = pick_device(config.device)
-    env = make_vec(config.env.id, config.env.num_envs, config.env.action_repeat)
-    eval_env = make_vec(config.env.id, config.eval.num_envs, config.env.action_repeat)
+    env = make_training_env(config)
+    eval_env = make_evaluation_env(config, config.eval.num_envs)
     agent = make_agent(config, env.observation_space, env.action_space, env.max_episode_steps, device)
     replay = make_replay(config, env.observation_space, env.action_space, agent.gamma, device)
     sampling = torch_generator(config.seed, "replay")

@@ -239,11 +239,11 @@ def agent_cost(repeats: int, device: str) -> str:
     """Time of one FIRE reset of the SAC agent on h1-walk, in units of its env steps and gradient updates."""
     from agents import make_agent, make_replay
     from configs import loader
-    from envs import make_vec
+    from envs import make_training_env
 
     flags = {"algo": "sac", "env": "h1-walk", "reset": "fire", "preset": "paper", "total-steps": "6000"}
     config, _ = loader.load([word for name, value in flags.items() for word in (f"--{name}", value)])
-    env = make_vec(config.env.id, config.env.num_envs, config.env.action_repeat)
+    env = make_training_env(config)
     spaces = env.observation_space, env.action_space
     agent = make_agent(config, *spaces, env.max_episode_steps, torch.device(device))
     replay = make_replay(config, *spaces, agent.gamma, torch.device(device))

@@ -3,7 +3,8 @@
 Values merge left to right, later ones win: dataclass defaults, ``configs/algo/<algo>.yaml``,
 ``configs/env/<env>.yaml``, ``configs/reset/<reset>.yaml``, ``configs/preset/<preset>/<algo>.yaml``,
 ``configs/preset/<preset>/<algo>-<env>.yaml``, files given with ``--config``, flags. The two files that name an
-environment are optional; one named after its family (``h1`` for ``h1-walk``) serves where it has none of its own.
+environment are optional; one named after its family (``h1`` for ``h1-walk``, ``atari`` for ``Pong``) serves where it
+has none of its own.
 A flag is the YAML path with dots: ``--agent.critic-width 256``.
 """
 
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from common.games import find_game, game_names
 from configs import schema
 from fire.options import OPTIONS
 from fire.triggers import TriggerConfig
@@ -58,6 +60,7 @@ def entries(algo: str, strategy: str) -> dict[str, Entry]:
     blocks = [
         ("", "", schema.Config),
         ("env.", "env", schema.EnvConfig),
+        ("env.atari.", "atari", schema.AtariConfig),
         ("replay.", "replay", schema.ReplayConfig),
         ("agent.", "agent", schema.AGENT_CONFIGS[algo]),
         ("reset.", "reset", schema.ResetConfig),
@@ -153,6 +156,7 @@ def build(values: Mapping[str, Any]) -> schema.Config:
     return schema.Config(
         **blocks[""],
         env=schema.EnvConfig(**blocks.get("env", {})),
+        atari=schema.AtariConfig(**blocks.get("atari", {})),
         replay=schema.ReplayConfig(**blocks.get("replay", {})),
         agent=schema.AGENT_CONFIGS[algo](**blocks.get("agent", {})),
         reset=schema.ResetConfig(**blocks.get("reset", {})),
@@ -214,7 +218,10 @@ def named_files(algo: str, env: str, reset: str, preset: str) -> list[Path]:
     """The YAML files that the four names bring in, in the order in which they merge."""
     # From the id itself to its family: "h1-walk-v0", "h1-walk", "h1".
     task = env.rpartition(":")[2]
-    spellings = [name.replace("/", "_") for name in (task, re.sub(r"-v\d+$", "", task), task.split("-")[0])]
+    names = [task, re.sub(r"-v\d+$", "", task), task.split("-")[0]]
+    if game := find_game(env):
+        names += [game_names()[game], "atari"]
+    spellings = [name.replace("/", "_") for name in names]
 
     def first_existing(pattern: str) -> list[Path]:
         paths = [CONFIG_DIR / pattern.format(name) for name in spellings]
@@ -359,7 +366,9 @@ def _selector_parser(add_help: bool, **kwargs: Any) -> _Parser:
         "--algo", metavar="NAME", help=f"agent: {', '.join(schema.AGENT_CONFIGS)} (default: sac)"
     )
     parser.add_argument(
-        "--env", metavar="ID", help="h1-walk or any Gymnasium id, such as Pendulum-v1 (default: h1-walk)"
+        "--env",
+        metavar="ID",
+        help="h1-walk, a game such as Asterix, any Gymnasium id, such as Pendulum-v1 (default: h1-walk)",
     )
     parser.add_argument("--reset", metavar="NAME", help="reset strategy, see configs/reset/ (default: fire)")
     parser.add_argument(

@@ -12,7 +12,7 @@ from configs import loader
 from configs.schema import Config
 
 # Where a run is computed is not what it computes: these may change when it is resumed.
-RESUMABLE_WITH_OTHER = ("device", "num_threads")
+RESUMABLE_WITH_OTHER = ("device", "num_threads", "env.atari.num_threads")
 # What a branch may do otherwise than the run it starts from: when and how to reset, and what is only watched.
 BRANCH_WITH_OTHER = (
     *RESUMABLE_WITH_OTHER,
@@ -62,7 +62,7 @@ def _differences(saved: Config, asked: Config, ignored: Collection[str]) -> str:
     other = [
         f"{key} {old.get(key)} (asked for: {new.get(key)})"
         for key in {**old, **new}
-        if old.get(key) != new.get(key) and key.partition(".")[0] not in ignored
+        if old.get(key) != new.get(key) and not {key, key.partition(".")[0]} & set(ignored)
     ]
     return ", ".join(other[:5]) + (f" and {len(other) - 5} more" if len(other) > 5 else "")
 

@@ -16,11 +16,38 @@ from common.fields import option
 class EnvConfig:
     """The training and evaluation environments."""
 
-    id: str = option("h1-walk", "task name or any Gymnasium id with flat observations")
+    id: str = option("h1-walk", "task or game by name, or any Gymnasium id with flat observations")
     num_envs: int = option(1, "training environments stepped together", minimum=1)
     action_repeat: int = option(
         1, "times each action is applied; rewards are summed", "frames per env step", minimum=1
     )
+
+
+@dataclass(frozen=True)
+class AtariConfig:
+    """How Atari games are played; the defaults are FIRE's protocol (see configs/env/atari.yaml)."""
+
+    sticky_probability: float = option(
+        0.25, "probability that the action played before is repeated instead", minimum=0, maximum=1
+    )
+    sticky_unit: str = option(
+        "step",
+        "what is repeated: a whole env step, outside the action repeat, or a single frame, by the emulator",
+        choices=("step", "frame"),
+    )
+    full_action_set: bool = option(False, "all 18 actions of the console; false: those the game uses")
+    noop_max: int = option(
+        0, "a game starts with 0 to this many no-ops, drawn uniformly", "frames", minimum=0
+    )
+    fire_reset: bool = option(
+        False, "press fire for one frame at a game's start, where the game has the action"
+    )
+    episodic_life: bool = option(
+        False, "a lost life ends the learner's episode; the game goes on, and its return spans all lives"
+    )
+    reward_clipping: bool = option(True, "learn from the sign of the rewards; returns stay raw")
+    max_frames: int = option(108_000, "length at which a game is truncated", "frames", minimum=1)
+    num_threads: int = option(0, "threads of the emulators; 0: one per core, at most num_envs", minimum=0)
 
 
 @dataclass(frozen=True)
@@ -159,6 +186,7 @@ class Config:
     device: str = option("auto", "where networks and replay live", choices=("auto", "cpu", "cuda"))
     num_threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's own choice", minimum=0)
     env: EnvConfig = EnvConfig()
+    atari: AtariConfig = AtariConfig()  # its options are keys of `env.atari`
     replay: ReplayConfig = ReplayConfig()
     agent: Any = None  # SACConfig or DQNConfig, by algo
     reset: ResetConfig = ResetConfig()

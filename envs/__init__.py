@@ -1,10 +1,10 @@
-"""Environments: native HumanoidBench tasks, any Gymnasium id, and the vector they are stepped in."""
+"""Environments: native HumanoidBench tasks, Atari games, any Gymnasium id, and the vector they are stepped in."""
 
 import envs.humanoid  # noqa: F401  (registers the native tasks)
 from envs.errors import EnvError
 from envs.make import make_env, resolve_env_id
 from envs.scores import random_score, success_score
-from envs.vec import Episode, Step, VecEnv, make_vec
+from envs.vec import Episode, Step, VecEnv, make_evaluation_env, make_training_env, make_vec
 
 __all__ = [
     "EnvError",
@@ -12,6 +12,8 @@ __all__ = [
     "Step",
     "VecEnv",
     "make_env",
+    "make_evaluation_env",
+    "make_training_env",
     "make_vec",
     "random_score",
     "resolve_env_id",

@@ -12,6 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation, RepeatAction, RescaleAction, TransformAction
 
+from common.games import NAMESPACE, find_game, game_names
 from envs.errors import EnvError
 from envs.official import PREFIX, resolve_official
 from envs.rendering import select_gl_backend
@@ -20,7 +21,8 @@ from envs.rendering import select_gl_backend
 def resolve_env_id(env_id: str) -> str:
     """Return the registered id that ``env_id`` stands for.
 
-    ``h1-walk`` is short for ``h1-walk-v0``; ``humanoid_bench:h1-walk-v0`` is the official package's environment.
+    ``h1-walk`` is short for ``h1-walk-v0``; ``humanoid_bench:h1-walk-v0`` is the official package's environment;
+    ``BeamRider`` and ``beam_rider`` are ``ALE/BeamRider-v5``.
 
     Raises:
         EnvError: the name is not registered; the message lists the nearest names that are.
@@ -30,8 +32,12 @@ def resolve_env_id(env_id: str) -> str:
     for candidate in (env_id, f"{env_id}-v0" if env_id.startswith("h1-") else env_id):
         if candidate in gym.registry:
             return candidate
+    if game := find_game(env_id):
+        return f"{NAMESPACE}{game_names()[game]}-v5"
     short_names = [name.removesuffix("-v0") for name in gym.registry if name.startswith("h1-")]
-    nearest = difflib.get_close_matches(env_id, [*gym.registry, *short_names], n=5, cutoff=0.4)
+    others = [name for name, spec in gym.registry.items() if not str(spec.entry_point).startswith("ale_py")]
+    names = [*others, *short_names, *game_names().values()]
+    nearest = difflib.get_close_matches(env_id, names, n=5, cutoff=0.4)
     hint = f"nearest names: {', '.join(nearest)}" if nearest else "see gymnasium.pprint_registry()"
     raise EnvError(f"unknown environment {env_id!r}; {hint}")
 
@@ -89,7 +95,9 @@ def _standard_action(env: gym.Env, env_id: str) -> gym.Env:
 def _standard_observation(env: gym.Env, env_id: str) -> gym.Env:
     space = env.observation_space
     if any(isinstance(leaf, spaces.Box) and _is_image(leaf) for leaf in _leaves(space)):
-        raise EnvError(f"{env_id} has image observations; pixel networks are not supported for this id yet")
+        raise EnvError(
+            f"{env_id} has image observations, which are supported for Atari games by name only, such as Asterix"
+        )
     if not space.is_np_flattenable:
         raise EnvError(f"{env_id} has the observation space {space}, which cannot be flattened to a vector")
     if isinstance(space, spaces.Box) and len(space.shape) == 1:

@@ -7,6 +7,7 @@ exact save possible for any environment that keeps Gymnasium's promise: same see
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -14,6 +15,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from common.games import find_game
+from configs.schema import AtariConfig, Config
 from envs.errors import EnvError
 from envs.humanoid.vector import HumanoidVectorEnv
 from envs.make import agent_steps, make_env, resolve_env_id
@@ -33,10 +36,16 @@ class Episode(NamedTuple):
 class Step(NamedTuple):
     """One transition in each of the N sub-environments; all arrays have N rows."""
 
-    obs: np.ndarray  # (N, *obs_shape) float32: what to act on now, after a reset where the episode ended
-    next_obs: np.ndarray  # (N, *obs_shape) float32: where the action led, the true last observation included
-    reward: np.ndarray  # (N,) float32, summed over the repeated frames
-    terminated: np.ndarray  # (N,) bool: the task ended, nothing follows
+    obs: (
+        np.ndarray
+    )  # (N, *obs_shape) float32 or uint8: what to act on now, after a reset where the episode ended
+    next_obs: (
+        np.ndarray
+    )  # (N, *obs_shape), likewise: where the action led, the true last observation included
+    reward: (
+        np.ndarray
+    )  # (N,) float32 to learn from, summed over the repeated frames (Atari: clipped if so set)
+    terminated: np.ndarray  # (N,) bool: the task ended, nothing follows (Atari with episodic_life: or a life)
     truncated: np.ndarray  # (N,) bool: only the clock ended; never true together with ``terminated``
     episodes: list[Episode]  # those that ended in this step, by rising env_index
 
@@ -47,14 +56,19 @@ class VecEnv:
     Attributes:
         env_id: the registered id.
         num_envs: N.
-        observation_space: of one sub-environment, Box float32.
+        observation_space: of one sub-environment, Box float32; Atari: uint8 (4, 84, 84).
         action_space: of one sub-environment, Box(-1, 1) float32 or Discrete(n) counted from 0.
         action_repeat: frames per agent transition.
         max_episode_steps: time limit in agent transitions, or None.
     """
 
     def __init__(
-        self, env_id: str, num_envs: int = 1, action_repeat: int = 1, render_mode: str | None = None
+        self,
+        env_id: str,
+        num_envs: int = 1,
+        action_repeat: int = 1,
+        render_mode: str | None = None,
+        atari: AtariConfig | None = None,
     ) -> None:
         """Build the environments; see ``make_vec`` for the arguments and errors."""
         for name, count in (("num_envs", num_envs), ("action_repeat", action_repeat)):
@@ -63,8 +77,17 @@ class VecEnv:
         self.env_id = resolve_env_id(env_id)
         self.num_envs = num_envs
         self.action_repeat = action_repeat
-        self.max_episode_steps = agent_steps(gym.spec(self.env_id).max_episode_steps, action_repeat)
-        self._vector = _native_vector(self.env_id, num_envs, action_repeat, render_mode)
+        atari = atari or AtariConfig()
+        game = find_game(self.env_id)
+        max_frames = atari.max_frames if game else gym.spec(self.env_id).max_episode_steps
+        self.max_episode_steps = agent_steps(max_frames, action_repeat)
+        if game:
+            from envs.atari import AtariVector  # imports the emulator, which other environments do not need
+
+            self._vector = AtariVector(game, num_envs, action_repeat, atari, render_mode is not None)
+        else:
+            self._vector = _native_vector(self.env_id, num_envs, action_repeat, render_mode)
+        self._is_game = game is not None
         self._is_native = self._vector is not None
         if self._vector is None:
             # Only sub-environment 0 is ever drawn; a renderer for each of the others would cost a GL context.
@@ -75,17 +98,17 @@ class VecEnv:
                 autoreset_mode=AutoresetMode.DISABLED,
             )
         space = self._vector.single_observation_space
+        self._obs_dtype = np.uint8 if self._is_game else np.float32
         with np.errstate(over="ignore"):  # a float64 bound beyond float32 is no bound: infinity
-            self.observation_space = spaces.Box(
-                space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32
-            )
+            low, high = space.low.astype(self._obs_dtype), space.high.astype(self._obs_dtype)
+            self.observation_space = spaces.Box(low, high, dtype=self._obs_dtype)
         self.action_space = self._vector.single_action_space
         self._discrete = isinstance(self.action_space, spaces.Discrete)
         self._render_mode = render_mode
         self._seed: int | None = None
 
     def reset(self, seed: int) -> np.ndarray:
-        """Start a first episode everywhere and forget all earlier ones; return (N, *obs_shape) float32.
+        """Start a first episode everywhere and forget all earlier ones; return (N, *obs_shape).
 
         Args:
             seed: non-negative; decides every later reset and every ``random_action``.
@@ -96,6 +119,8 @@ class VecEnv:
         self._episode_return = np.zeros(self.num_envs, dtype=np.float64)
         self._length = np.zeros(self.num_envs, dtype=np.int64)
         self._actions: list[list[np.ndarray]] = [[] for _ in range(self.num_envs)]
+        if self._is_game:
+            self._vector.forget()
         self._obs = self._reset_where(np.ones(self.num_envs, dtype=np.bool_))
         return self._obs.copy()
 
@@ -111,8 +136,8 @@ class VecEnv:
         """
         self._require_reset()
         actions = self._checked(actions)
-        next_obs, reward, terminated, truncated, _ = self._vector.step(actions)
-        next_obs = np.array(next_obs, dtype=np.float32)
+        next_obs, reward, terminated, truncated, infos = self._vector.step(actions)
+        next_obs = np.array(next_obs, dtype=self._obs_dtype)
         truncated = truncated & ~terminated
         self._episode_return += reward
         self._length += 1
@@ -121,19 +146,22 @@ class VecEnv:
                 self._actions[index].append(actions[index])
 
         ended = terminated | truncated
+        over = infos.get("game_over", ended)
         episodes = []
         if ended.any():
-            for index in np.flatnonzero(ended).tolist():
+            for index in np.flatnonzero(over).tolist():
                 length = int(self._length[index])
                 episodes.append(Episode(index, float(self._episode_return[index]), length))
                 self._actions[index] = []
-            self._episode_return[ended] = 0.0
-            self._length[ended] = 0
-            self._episode += ended
-            self._obs = np.where(ended[:, None], self._reset_where(ended), next_obs)
+            self._episode_return[over] = 0.0
+            self._length[over] = 0
+            self._episode += over
+            where = ended.reshape(-1, *[1] * (next_obs.ndim - 1))
+            self._obs = np.where(where, self._reset_where(over), next_obs)
         else:
             self._obs = next_obs
-        return Step(self._obs.copy(), next_obs, reward.astype(np.float32), terminated, truncated, episodes)
+        reward = infos.get("learner_reward", reward).astype(np.float32)
+        return Step(self._obs.copy(), next_obs, reward, terminated, truncated, episodes)
 
     def random_action(self) -> np.ndarray:
         """Draw uniform actions, (N, *action_shape) float32 or (N,) int64; ``reset``'s seed decides."""
@@ -193,19 +221,24 @@ class VecEnv:
         self._episode = _array(state["episode"], np.int64)
         self._episode_return = _array(state["episode_return"], np.float64)
         self._length = _array(state["episode_length"], np.int64)
-        self._obs = _array(state["obs"], np.float32)
+        self._obs = _array(state["obs"], self._obs_dtype)
         self._actions = [list(_array(taken, self.action_space.dtype)) for taken in state["actions"]]
-        reached = self._reset_where(np.ones(self.num_envs, dtype=np.bool_))
-        if self._is_native:
-            self._vector.set_state(_array(state["native"], np.float64))
-            return self._obs.copy()
-        for index, env in enumerate(self._vector.envs):
-            for action in self._actions[index]:
-                reached[index] = env.step(action)[0]
-            if not np.array_equal(reached[index], self._obs[index], equal_nan=True):
+        everywhere = np.ones(self.num_envs, dtype=np.bool_)
+        if self._is_game:
+            reached = self._vector.set_state(state["native"])
+        else:
+            reached = self._reset_where(everywhere)
+            if self._is_native:
+                self._vector.set_state(_array(state["native"], np.float64))
+                return self._obs.copy()
+            for index, env in enumerate(self._vector.envs):
+                for action in self._actions[index]:
+                    reached[index] = env.step(action)[0]
+        for index in range(self.num_envs):
+            if not np.array_equal(reached[index], self._obs[index], equal_nan=not self._is_game):
                 raise EnvError(
                     f"{self.env_id} cannot be resumed exactly (not deterministic): sub-environment {index} "
-                    f"did not repeat itself in {len(self._actions[index])} steps from the same seed"
+                    f"did not repeat itself when its actions were played back from the same seed"
                 )
         return self._obs.copy()
 
@@ -214,14 +247,14 @@ class VecEnv:
         self._vector.close()
 
     def _reset_where(self, mask: np.ndarray) -> np.ndarray:
-        """Start the next episode where ``mask`` holds; return all observations, float32 (fresh array)."""
+        """Start the next episode where ``mask`` holds; return all observations (fresh array)."""
         streams = [
             np.random.SeedSequence(self._seed, spawn_key=(_RESET_STREAM, index, episode))
             for index, episode in enumerate(self._episode.tolist())
         ]
         seeds = [int(stream.generate_state(1)[0]) for stream in streams]
         obs, _ = self._vector.reset(seed=seeds, options={"reset_mask": mask})
-        return np.array(obs, dtype=np.float32)
+        return np.array(obs, dtype=self._obs_dtype)
 
     def _checked(self, actions: np.ndarray) -> np.ndarray:
         """Return the actions as a fresh array of the action space's dtype, or raise ValueError."""
@@ -278,17 +311,33 @@ def _array(saved: Any, dtype: np.typing.DTypeLike) -> np.ndarray:
 
 
 def make_vec(
-    env_id: str, num_envs: int = 1, action_repeat: int = 1, render_mode: str | None = None
+    env_id: str,
+    num_envs: int = 1,
+    action_repeat: int = 1,
+    render_mode: str | None = None,
+    atari: AtariConfig | None = None,
 ) -> VecEnv:
     """Build ``num_envs`` copies of an environment, to be stepped together.
 
     Args:
-        env_id: any registered Gymnasium id, or ``h1-<task>`` for ``h1-<task>-v0``.
+        env_id: any registered Gymnasium id, ``h1-<task>`` for ``h1-<task>-v0``, or an Atari game by name.
         num_envs: copies.
-        action_repeat: frames for which each action is held; rewards are summed.
+        action_repeat: frames for which each action is held; rewards are summed. Atari's protocols have 4.
         render_mode: None, or "rgb_array" for ``VecEnv.render``.
+        atari: protocol of a game; None: FIRE's.
 
     Raises:
         EnvError: unknown id, missing dependency, unsupported spaces, a count below 1.
     """
-    return VecEnv(env_id, num_envs, action_repeat, render_mode)
+    return VecEnv(env_id, num_envs, action_repeat, render_mode, atari)
+
+
+def make_training_env(config: Config) -> VecEnv:
+    """Build the environments that ``config`` trains in; see ``make_vec`` for errors."""
+    return make_vec(config.env.id, config.env.num_envs, config.env.action_repeat, atari=config.atari)
+
+
+def make_evaluation_env(config: Config, num_envs: int, render_mode: str | None = None) -> VecEnv:
+    """Build environments as ``config`` trains in, but for whole games; see ``make_vec`` for errors."""
+    atari = dataclasses.replace(config.atari, episodic_life=False)
+    return make_vec(config.env.id, num_envs, config.env.action_repeat, render_mode, atari)

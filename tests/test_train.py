@@ -145,7 +145,7 @@ def test_learning_happens_resets_happen_and_everything_is_written(algo, finished
 
 
 def _spaces(config):
-    env = loop.make_vec(config.env.id, 1, config.env.action_repeat)
+    env = loop.make_evaluation_env(config, 1)
     return env.observation_space, env.action_space, env.max_episode_steps
 
 

@@ -173,7 +173,7 @@ def test_restore_refuses_what_it_cannot_repeat():
         ("Cartpole-v1", r"unknown environment 'Cartpole-v1'; nearest names: CartPole-v1"),
         ("h1-wlak", r"nearest names: h1-walk"),
         ("", r"unknown environment ''"),
-        ("Image-v0", "pixel networks are not supported"),
+        ("Image-v0", "supported for Atari games by name only"),
         ("Unbounded-v0", "no bounds"),
         ("Binary-v0", "only Discrete and real Box"),
     ],
