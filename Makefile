@@ -30,7 +30,7 @@ check: .venv/installed-dev
 
 bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks.reset
-	$(BIN)/python -m benchmarks.stepping
+	$(BIN)/python -m benchmarks.envs
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -217,22 +217,16 @@ class HumanoidVectorEnv(VectorEnv):
 
     def _advance(self, running: np.ndarray, controls: np.ndarray) -> None:
         """Step the physics of the sub-environments ``running`` by one frame and collect their readings."""
+        waiting = iter(running.tolist())
 
-        def work(indices: np.ndarray) -> None:
-            for index in indices.tolist():
+        def work() -> None:
+            for index in waiting:  # shared by the threads: whoever is free takes the next one
                 self._simulations[index].step(controls[index])
                 self._collect(index)
 
-        self._share(work, running)
-
-    def _share(self, work: Callable[[np.ndarray], None], indices: np.ndarray) -> None:
-        """Call ``work`` on parts of ``indices``, one part per thread, and wait for all."""
-        if self._pool is None or indices.size == 1:
-            work(indices)
-            return
-        parts = [indices[first :: self._threads] for first in range(min(self._threads, indices.size))]
-        others = [self._pool.submit(work, part) for part in parts[1:]]
-        work(parts[0])
+        helpers = min(self._threads, running.size) - 1
+        others = [self._pool.submit(work) for _ in range(helpers)]
+        work()
         for other in others:
             other.result()
 
