@@ -7,6 +7,7 @@ and restoring; a picture in colour.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,15 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium import spaces
 
 from configs.schema import AtariConfig
+from envs.errors import EnvError
 
 # Mnih et al. 2015, Methods, "Preprocessing".
 SCREEN_SIZE = 84
 STACK = 4
 FRAMES_PER_SECOND = 60  # of the emulated console
-# Where the emulator itself is random, it can only be restored by replaying everything since it was last seeded.
-# Seeding loads the cartridge anew, 0.2 s: at this period (transitions) about 2 % of the time of playing.
+# The emulator draws from a generator of its own: its timer at every reset (which some games look at, such as Assault),
+# no-op starts, sticky frames. It can therefore only be restored by playing again everything since it was last seeded.
+# Seeding loads the cartridge anew, 0.2 s; at this period (transitions) that is about 2 % of the time of playing.
 SEED_PERIOD = 20_000
 
 
@@ -44,18 +47,17 @@ class AtariVector:
         self, game: str, num_envs: int, frame_skip: int, config: AtariConfig, picture: bool = False
     ) -> None:
         self._config = config
+        self._protocol = {**dataclasses.asdict(config), "game": game, "frame_skip": frame_skip}
+        del self._protocol["num_threads"]  # never changes a result
         self._consoles = Consoles(game, num_envs, frame_skip, config, picture)
         self.num_envs = num_envs
         self.single_observation_space = spaces.Box(0, 255, (STACK, SCREEN_SIZE, SCREEN_SIZE), np.uint8)
         self.single_action_space = spaces.Discrete(self._consoles.num_actions)
         self._sticky = config.sticky_probability if config.sticky_unit == "step" else 0.0
-        self._emulator_is_random = config.noop_max > 0 or (
-            config.sticky_unit == "frame" and config.sticky_probability > 0
-        )
         self._episode_seed = np.zeros(num_envs, dtype=np.int64)
         self._steps = np.zeros(num_envs, dtype=np.int64)  # of the present game
-        self._console_seed = np.full(num_envs, -1, dtype=np.int64)  # -1: not seeded
-        self._log = [bytearray() for _ in range(num_envs)]  # actions played since then, or since the reset
+        self._console_seed = np.zeros(num_envs, dtype=np.int64)
+        self._log = [bytearray() for _ in range(num_envs)]  # actions played since the console was seeded
         self._held = np.zeros(num_envs, dtype=np.int64)  # action that a sticky step repeats
         self._lives = np.zeros(num_envs, dtype=np.int64)
         self._shown = np.ones(num_envs, dtype=np.int64)  # frames of the learner's episode in the stack
@@ -64,7 +66,7 @@ class AtariVector:
 
     def forget(self) -> None:
         """Make the next reset independent of everything played so far."""
-        self._played_since_seeding = np.full(self.num_envs, SEED_PERIOD)
+        self._must_seed = True
 
     def reset(self, seed: list[int], options: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
         """Start a new game where ``options["reset_mask"]`` (N,) bool holds; return all present observations.
@@ -75,11 +77,12 @@ class AtariVector:
         """
         mask = options["reset_mask"]
         if mask.any():
-            seeded = mask & self._emulator_is_random & (self._played_since_seeding >= SEED_PERIOD)
+            played = np.array([len(log) for log in self._log])
+            seeded = mask & (self._must_seed | (played >= SEED_PERIOD))
+            self._must_seed = False
             self._episode_seed[mask] = np.asarray(seed)[mask]
             self._console_seed[seeded] = self._episode_seed[seeded] & 0x7FFFFFFF  # a C int
-            self._played_since_seeding[seeded] = 0
-            for index in np.flatnonzero(seeded if self._emulator_is_random else mask):
+            for index in np.flatnonzero(seeded):
                 self._log[index].clear()
             obs, self._lives = self._consoles.reset(mask, np.where(seeded, self._console_seed, -1))
             self._obs = np.where(mask[:, None, None, None], obs, self._obs) if not mask.all() else obs
@@ -105,7 +108,6 @@ class AtariVector:
         actions = self._stick(actions)
         for log, action in zip(self._log, actions.tolist(), strict=True):
             log.append(action)
-        self._played_since_seeding += 1
         self._steps += 1
         obs, reward, terminated, truncated, lives = self._consoles.step(actions)
         over = terminated | truncated
@@ -131,11 +133,11 @@ class AtariVector:
         return self._consoles.picture()
 
     def get_state(self) -> dict[str, Any]:
-        """Return what ``set_state`` needs: seeds, counters and the actions played since the last seeding or reset."""
+        """Return what ``set_state`` needs: seeds, counters and the actions played since the consoles were seeded."""
         return {
+            "protocol": self._protocol,
             "episode_seed": self._episode_seed.copy(),
             "console_seed": self._console_seed.copy(),
-            "played_since_seeding": self._played_since_seeding.copy(),
             "steps": self._steps.copy(),
             "held": self._held.copy(),
             "shown": self._shown.copy(),
@@ -143,8 +145,18 @@ class AtariVector:
         }
 
     def set_state(self, state: dict[str, Any]) -> np.ndarray:
-        """Take up a saved state by playing its actions again; return the observations reached."""
-        for name in ("episode_seed", "console_seed", "played_since_seeding", "steps", "held", "shown"):
+        """Take up a saved state by playing its actions again; return the observations reached.
+
+        Raises:
+            EnvError: the state was saved under another protocol.
+        """
+        for name, ours in self._protocol.items():
+            if state["protocol"].get(name) != ours:
+                raise EnvError(
+                    f"the state was saved with {name} = {state['protocol'].get(name)!r}, not {ours!r}"
+                )
+        self._must_seed = False
+        for name in ("episode_seed", "console_seed", "steps", "held", "shown"):
             setattr(self, f"_{name}", np.array(state[name], dtype=np.int64))
         self._log = [bytearray(np.asarray(actions, dtype=np.uint8).tobytes()) for actions in state["actions"]]
         self._obs, self._lives = self._replay()
