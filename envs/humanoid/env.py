@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -25,7 +26,12 @@ class HumanoidEnv(gym.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": round(1 / (FRAME_SKIP * TIMESTEP))}  # noqa: RUF012
 
     def __init__(
-        self, task: str, render_mode: str | None = None, width: int = 640, height: int = 480
+        self,
+        task: str,
+        render_mode: str | None = None,
+        width: int = 640,
+        height: int = 480,
+        menagerie: str | Path | None = None,
     ) -> None:
         """Build the environment.
 
@@ -33,6 +39,8 @@ class HumanoidEnv(gym.Env):
             task: a key of ``tasks.TASKS``.
             render_mode: None or "rgb_array".
             width, height: size of rendered frames, pixels.
+            menagerie: folder of a clone of MuJoCo Menagerie, whose meshes of the H1 are then drawn; None for the
+                environment variable MUJOCO_MENAGERIE_PATH, without which the robot is drawn by its collision hulls.
 
         Raises:
             ValueError: unknown render mode.
@@ -41,7 +49,7 @@ class HumanoidEnv(gym.Env):
             raise ValueError(f"h1-{task} renders as 'rgb_array' only, got render_mode={render_mode!r}")
         self._scene = scene(task)
         self._simulation = Simulation(self._scene)
-        self._view = View(self._scene, width, height)
+        self._view = View(self._scene, width, height, menagerie)
         self.render_mode = render_mode
         self.observation_space = spaces.Box(-np.inf, np.inf, (self._scene.observation_size,), np.float64)
         self.action_space = spaces.Box(-1, 1, (len(JOINTS),), np.float32)

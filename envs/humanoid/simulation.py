@@ -15,16 +15,21 @@ from envs.humanoid.tasks import TASKS
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
+def new_spec(task: Task) -> mujoco.MjSpec:
+    """Return the scene of ``task`` before compilation."""
+    spec = new_scene()
+    add_sensors(spec)
+    task.add_scenery(spec)
+    return spec
+
+
 class Scene:
     """A task's compiled model; nothing in it changes, so all simulations of the task share it."""
 
     def __init__(self, task: Task) -> None:
         """Build and compile the scene of ``task``."""
-        spec = new_scene()
-        add_sensors(spec)
-        task.add_scenery(spec)
         self.task = task
-        self.model = spec.compile()
+        self.model = new_spec(task).compile()
         # For the physics steps of a frame whose sensors nobody reads: all but the last. The motion is the same.
         self.silent_model = copy.copy(self.model)
         self.silent_model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_SENSOR)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class HumanoidVectorEnv(VectorEnv):
         render_mode: str | None = None,
         width: int = 640,
         height: int = 480,
+        menagerie: str | Path | None = None,
     ) -> None:
         """Build the environments.
 
@@ -54,6 +56,8 @@ class HumanoidVectorEnv(VectorEnv):
             autoreset_mode: "SameStep" or "Disabled".
             render_mode: None or "rgb_array".
             width, height: size of rendered frames, pixels.
+            menagerie: folder of a clone of MuJoCo Menagerie, whose meshes of the H1 are then drawn; None for the
+                environment variable MUJOCO_MENAGERIE_PATH, without which the robot is drawn by its collision hulls.
 
         Raises:
             ValueError: a mode that is not supported, a count below 1.
@@ -79,7 +83,7 @@ class HumanoidVectorEnv(VectorEnv):
         self._same_step = autoreset_mode == AutoresetMode.SAME_STEP
         self._simulations = [Simulation(self._scene) for _ in range(num_envs)]
         self._generators: list[np.random.Generator | None] = [None] * num_envs
-        self._view = View(self._scene, width, height)
+        self._view = View(self._scene, width, height, menagerie)
         threads = min(num_threads or _available_cores(), num_envs)
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._threads = threads
