@@ -111,6 +111,14 @@ class _Modern(gym.Wrapper):
 
 
 def make_official(render_mode: str | None = None, **kwargs: Any) -> gym.Env:
-    """Build an official environment; unlike the original, a renderer is made only for a render mode."""
+    """Build an official environment; unlike the original, a renderer is made only for a render mode.
+
+    Raises:
+        EnvError: the package lacks a file of this environment.
+    """
     environment = importlib.import_module("humanoid_bench.env").HumanoidEnv
-    return _Modern(environment(render_mode=render_mode, **kwargs))
+    try:
+        return _Modern(environment(render_mode=render_mode, **kwargs))
+    except (OSError, ValueError) as error:  # from MuJoCo, whose message names the file
+        wanted = "-".join(str(kwargs.get(key)) for key in ("robot", "task"))
+        raise EnvError(f"humanoid_bench cannot build {wanted}: {' '.join(str(error).split())}") from error

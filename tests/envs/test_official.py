@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import gymnasium as gym
 import mujoco
@@ -114,6 +115,26 @@ class TestWithThePackage:
         env.reset(seed=0)
         assert env.render().std() > 5
         env.close()
+
+    def test_hands(self):
+        folder = Path(importlib.util.find_spec("humanoid_bench").origin).parent
+        if not (folder / "assets" / "shadow_hand_submodel").is_dir():
+            pytest.skip("needs a clone with the hands' meshes")
+        env = make_vec("humanoid_bench:h1hand-push-v0", 2, action_repeat=2)
+        assert (env.observation_space.shape, env.action_space.shape) == ((163,), (61,))
+        assert env.max_episode_steps == 250
+        env.reset(seed=0)
+        for _ in range(3):
+            step = env.step(env.random_action())
+        assert np.isfinite(step.next_obs).all() and not step.terminated.any()
+
+    def test_missing_file_is_one_line(self):
+        # The original registers it, but does not hold its model.
+        with pytest.raises(
+            EnvError, match=r"cannot build h1simplehand-walk: .*h1simplehand_pos_walk.xml"
+        ) as caught:
+            make_vec("humanoid_bench:h1simplehand-walk-v0")
+        assert "\n" not in str(caught.value)
 
     def test_unknown_task(self):
         with pytest.raises(EnvError, match="has no environment 'h1-wlak-v0'"):
