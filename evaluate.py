@@ -16,21 +16,25 @@ import numpy as np
 
 from common.stats import bootstrap_interval, standard_error
 from common.table import format_table
+from common.video import VIDEO_SUFFIXES, VideoError, VideoWriter
 from configs.loader import ConfigError, read_config
 
 # What the command alone needs is imported in its functions: --help must not wait for PyTorch and the environments.
 if TYPE_CHECKING:
-    from envs.vec import VecEnv
+    from envs.vec import Episode, VecEnv
 
-VIDEO_SUFFIXES = (".mp4", ".gif")
+# Word of numpy.random.SeedSequence's spawn_key beside VecEnv's own two streams.
+EXPLORATION_STREAM = 2
 
 
-class VideoError(ValueError):
-    """A video that cannot be written as asked."""
+class Frames(Protocol):
+    """Anything that takes pictures ``(H, W, 3)`` uint8: a list, or a video."""
+
+    def append(self, picture: np.ndarray) -> None: ...
 
 
 class Policy(Protocol):
-    """Anything that maps observations ``(N, D)`` to actions."""
+    """Anything that maps observations ``(N, ...)`` to actions."""
 
     def act_greedy(self, obs: np.ndarray) -> np.ndarray: ...
 
@@ -47,7 +51,7 @@ class RandomPolicy:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Undiscounted returns and lengths (env steps) of complete episodes."""
+    """Undiscounted returns and lengths (env steps) of episodes."""
 
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
@@ -76,33 +80,54 @@ class Evaluation:
 
 
 def evaluate(
-    policy: Policy, env: VecEnv, episodes: int, seed: int, frames: list[np.ndarray] | None = None
+    policy: Policy,
+    env: VecEnv,
+    episodes: int,
+    seed: int,
+    frames: Frames | None = None,
+    *,
+    steps: int = 0,
+    unfinished: str = "drop",
+    epsilon: float = 0.0,
 ) -> Evaluation:
-    """Play ``episodes`` complete episodes.
+    """Play ``episodes`` complete episodes, or for ``steps``.
 
-    Every environment plays a share fixed in advance: counting whichever episodes end first would favour short ones.
+    Every environment plays a share fixed in advance: counting whichever episodes end first would favour short ones. An
+    evaluation by steps does favour them, as published ones do, since it drops what it cuts off.
 
     Args:
         policy: acts greedily.
         env: used by nothing else; it is reset here.
-        episodes: at least 1.
+        episodes: at least 1; unused if ``steps`` are given.
         seed: of the environments; the same seed gives the same episodes.
         frames: pictures of environment 0 during its first episode are appended, if given.
+        steps: env steps to play, summed over environments and rounded up to whole steps of all; 0: by episodes.
+        unfinished: whether episodes that ``steps`` cut off are left out (``drop``, unless none has ended) or counted
+            with their return so far (``count``).
+        epsilon: share of actions drawn uniformly, each environment for itself.
     """
     quota = np.full(env.num_envs, episodes // env.num_envs)
     quota[: episodes % env.num_envs] += 1
     played = np.zeros_like(quota)
-    finished = []
+    finished: list[Episode] = []
+    chance = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(EXPLORATION_STREAM,)))
+    steps_left = -(-steps // env.num_envs)
     obs = env.reset(seed)
-    while (played < quota).any():
+    while steps_left > 0 if steps else (played < quota).any():
         if frames is not None and played[0] == 0:
             frames.append(env.render())
-        step = env.step(policy.act_greedy(obs))
+        actions = policy.act_greedy(obs)
+        if epsilon:
+            actions = np.where(chance.random(env.num_envs) < epsilon, env.random_action().T, actions.T).T
+        step = env.step(actions)
         obs = step.obs
         for episode in step.episodes:
-            if played[episode.env_index] < quota[episode.env_index]:
+            if steps or played[episode.env_index] < quota[episode.env_index]:
                 finished.append(episode)
             played[episode.env_index] += 1
+        steps_left -= 1
+    if steps and (unfinished == "count" or not finished):
+        finished += env.running_episodes()
     # In the order of environments, so that results do not depend on which of them finished first.
     finished.sort(key=lambda episode: episode.env_index)
     return Evaluation(tuple(e.episodic_return for e in finished), tuple(e.length for e in finished))
@@ -121,6 +146,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--seed", type=int, default=1, help="seed of the evaluation environments (default: 1)"
+    )
+    parser.add_argument(
+        "--epsilon", type=float, help="share of actions drawn uniformly (default: the run's eval.epsilon)"
     )
     parser.add_argument(
         "--video",
@@ -153,6 +181,8 @@ def _run(args: argparse.Namespace) -> int:
 
     if args.episodes < 1:
         raise ConfigError(f"--episodes must be at least 1, got {args.episodes}")
+    if args.epsilon is not None and not 0 <= args.epsilon <= 1:
+        raise ConfigError(f"--epsilon must be in [0, 1], got {args.epsilon}")
     if args.seed < 0:
         raise ConfigError(f"--seed must be at least 0, got {args.seed}")
     if args.json is not None and not args.json.parent.is_dir():
@@ -170,17 +200,22 @@ def _run(args: argparse.Namespace) -> int:
     state = checkpoint.load(saved, ["agent"], device)
     agent.load_state_dict(state["agent"])
 
-    frames: list[np.ndarray] | None = None if args.video is None else []
-    result = evaluate(agent, env, args.episodes, stream_seed(args.seed, "eval_env"), frames)
+    epsilon = config.eval.epsilon if args.epsilon is None else args.epsilon
+    seed = stream_seed(args.seed, "eval_env")
+    path = None
+    if args.video is None:
+        result = evaluate(agent, env, args.episodes, seed, epsilon=epsilon)
+    else:
+        path = args.video if args.video.name else args.run / "video.mp4"
+        with VideoWriter(path, env.frames_per_second) as video:
+            result = evaluate(agent, env, args.episodes, seed, video, epsilon=epsilon)
     figures = summary(result, env.env_id, state["env_step"], saved.name)
     print(format_table([[key, _shown(value)] for key, value in figures.items() if key != "returns"]))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
         print(f"figures: {args.json}")
-    if frames is not None:
-        path = args.video if args.video.name else args.run / "video.mp4"
-        write_video(path, frames, env.frames_per_second)
-        print(f"video:   {path} (return {result.returns[0]:.1f}, {len(frames)} frames)")
+    if path is not None:
+        print(f"video:   {path} (return {result.returns[0]:.1f}, {video.num_frames} frames)")
     env.close()
     return 0
 
@@ -201,8 +236,8 @@ def newest_agent(folder: Path, kind: str) -> Path:
 
 
 def summary(result: Evaluation, env_id: str, env_step: int, name: str) -> dict[str, object]:
-    """Return the figures of an evaluation, with the published random and success scores where there are any."""
-    from envs import random_score, success_score
+    """Return the figures of an evaluation, with the published scores where there are any."""
+    from envs import human_normalized_score, human_score, random_score, success_score
 
     low, high = result.interval
     figures: dict[str, object] = {
@@ -215,10 +250,14 @@ def summary(result: Evaluation, env_id: str, env_step: int, name: str) -> dict[s
         "interval_95": [low, high],
         "mean_length": result.mean_length,
         "random_score": random_score(env_id),
-        "success_score": success_score(env_id),
         "returns": list(result.returns),
     }
-    bar = success_score(env_id)
+    bar, human = success_score(env_id), human_score(env_id)
+    if human is not None:
+        figures["human_score"] = human
+        figures["human_normalized_score"] = human_normalized_score(env_id, result.mean)
+    else:
+        figures["success_score"] = bar
     if bar is not None:
         figures["success_rate"] = result.success_rate(bar)
     return figures
@@ -232,19 +271,6 @@ def _shown(value: object) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(f"{v:.2f}" for v in value) + "]"
     return str(value)
-
-
-def write_video(path: Path, frames: list[np.ndarray], frames_per_second: float) -> None:
-    """Write RGB frames ``(H, W, 3)`` uint8 as MP4 or GIF, by the file's ending."""
-    import imageio.v3 as imageio
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".mp4":
-        # Players need even sizes, which a block of 2 guarantees; the default of 16 would rescale most pictures.
-        options = {"fps": frames_per_second, "codec": "libx264", "macro_block_size": 2}
-        imageio.imwrite(path, np.stack(frames), plugin="FFMPEG", **options)
-    else:
-        imageio.imwrite(path, np.stack(frames), duration=1000.0 / frames_per_second, loop=0)
 
 
 if __name__ == "__main__":

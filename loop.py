@@ -13,7 +13,7 @@ from common.seeding import stream_seed, torch_generator
 from common.summary import reset_line
 from configs.run_dir import branch_source, claim_run_dir
 from configs.schema import Config
-from envs import make_evaluation_env, make_training_env, success_score
+from envs import human_normalized_score, make_evaluation_env, make_training_env, success_score
 from envs.vec import VecEnv
 from evaluate import Evaluation, RandomPolicy, evaluate
 from fire.metrics import measure
@@ -82,8 +82,18 @@ def evaluation(run: Run, policy: Agent | RandomPolicy, eval_env: VecEnv, when: s
     if when != "random_policy":
         run.check_finite(policy)
     seed = stream_seed(run.config.seed, "eval_env", run.env_step)
-    result = evaluate(policy, eval_env, run.config.eval.episodes, seed)
-    if run.record_evaluation(result, when, success_score(eval_env.env_id)):
+    options = run.config.eval
+    result = evaluate(
+        policy,
+        eval_env,
+        options.episodes,
+        seed,
+        steps=options.steps,
+        unfinished=options.unfinished,
+        epsilon=options.epsilon,
+    )
+    normalized = human_normalized_score(eval_env.env_id, result.mean)
+    if run.record_evaluation(result, when, success_score(eval_env.env_id), normalized):
         run.save_best(policy)
     return result
 

@@ -34,7 +34,7 @@ def _train(config: Config, run_dir: str | None, argv: list[str]) -> int:
     from common.run import TrainingDiverged, UnknownMetric
     from common.summary import closing_words, python_command, random_mean
     from configs.run_dir import default_run_dir
-    from envs import EnvError, random_score, success_score
+    from envs import EnvError, human_score, random_score, success_score
     from loop import train
 
     folder = Path(run_dir) if run_dir else default_run_dir(config)
@@ -56,7 +56,7 @@ def _train(config: Config, run_dir: str | None, argv: list[str]) -> int:
     random, success = random_score(config.env.id), success_score(config.env.id)
     title = f"{config.algo} on {config.env.id}, reset: {config.reset.name}, seed {config.seed}"
     plot_learning_curve(folder, title, random_mean(folder), success)
-    print(closing_words(run, argv, random, success))
+    print(closing_words(run, argv, random, success, human_score(config.env.id)))
     return 0
 
 

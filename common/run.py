@@ -228,13 +228,16 @@ class Run:
         self._logger.flush()
         self._progress.report(self.env_step, rollout.get("rollout/ep_rew_mean"), self.last_evaluation)
 
-    def record_evaluation(self, result: Any, when: str, success_bar: float | None = None) -> bool:
+    def record_evaluation(
+        self, result: Any, when: str, success_bar: float | None = None, human_normalized: float | None = None
+    ) -> bool:
         """Write an evaluation to the logs and to ``evaluations.csv``; return whether it is the best so far.
 
         Args:
             result: ``evaluate.Evaluation``.
             when: ``periodic``, ``before_reset``, ``after_reset`` or ``random_policy``.
             success_bar: return from which an episode counts as a success, if the task has one.
+            human_normalized: the mean return on the scale from a random to a human player, if the game has one.
         """
         low, high = result.interval
         row = (result.mean, result.stderr, low, high, result.mean_length)
@@ -247,6 +250,8 @@ class Run:
             scalars["eval/stderr_reward"] = result.stderr
         if success_bar is not None:
             scalars["eval/success_rate"] = result.success_rate(success_bar)
+        if human_normalized is not None:
+            scalars["eval/human_normalized_score"] = human_normalized
         self.log(scalars)
         self.last_evaluation = result.mean
         self._evaluated_at = self.env_step

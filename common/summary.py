@@ -24,7 +24,11 @@ def reset_line(env_step: int, index: int, record: Mapping[str, Any]) -> str:
 
 
 def closing_words(
-    run: Any, argv: Sequence[str], published_random: float | None, success_score: float | None
+    run: Any,
+    argv: Sequence[str],
+    published_random: float | None,
+    success_score: float | None,
+    human_score: float | None = None,
 ) -> str:
     """Return what a finished run did, its score beside the random policy's, and what to type next."""
     config, run_dir = run.config, run.run_dir
@@ -55,8 +59,13 @@ def closing_words(
     words.append(
         f"Final evaluation {_score(last)}; the random policy gets {_score(random)} in the same environment."
     )
-    if published_random is not None:
-        words.append(f"Published: random policy {published_random}, success from {success_score:.0f}.")
+    published = {
+        "random policy {}": published_random,
+        "success from {:.0f}": success_score,
+        "human {}": human_score,
+    }
+    if known := [words_for.format(score) for words_for, score in published.items() if score is not None]:
+        words.append(f"Published: {', '.join(known)}.")
     if float(last["low_95"]) <= float(random["high_95"]):
         words.append("The intervals overlap: this run shows no learning yet.")
     other = "fire" if config.reset.strategy == "none" else "none"

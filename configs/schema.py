@@ -142,6 +142,15 @@ class EvalConfig:
         25_000, "evaluation period; 0: only at the end and around resets", "env steps", minimum=0
     )
     episodes: int = option(10, "episodes per evaluation", minimum=1)
+    steps: int = option(
+        0, "length of an evaluation instead of a number of episodes; 0: eval.episodes", "env steps", minimum=0
+    )
+    unfinished: str = option(
+        "drop",
+        "episodes that eval.steps cuts off: drop them (unless none has ended), or count their return so far",
+        choices=("drop", "count"),
+    )
+    epsilon: float = option(0.0, "share of actions drawn uniformly", minimum=0, maximum=1)
     num_envs: int = option(1, "evaluation environments stepped together", minimum=1)
     around_resets: bool = option(True, "evaluate right before and right after every reset")
 

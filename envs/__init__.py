@@ -3,7 +3,7 @@
 import envs.humanoid  # noqa: F401  (registers the native tasks)
 from envs.errors import EnvError
 from envs.make import make_env, resolve_env_id
-from envs.scores import random_score, success_score
+from envs.scores import human_normalized_score, human_score, random_score, success_score
 from envs.vec import Episode, Step, VecEnv, make_evaluation_env, make_training_env, make_vec
 
 __all__ = [
@@ -11,6 +11,8 @@ __all__ = [
     "Episode",
     "Step",
     "VecEnv",
+    "human_normalized_score",
+    "human_score",
     "make_env",
     "make_evaluation_env",
     "make_training_env",

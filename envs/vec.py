@@ -163,6 +163,16 @@ class VecEnv:
         reward = infos.get("learner_reward", reward).astype(np.float32)
         return Step(self._obs.copy(), next_obs, reward, terminated, truncated, episodes)
 
+    def running_episodes(self) -> list[Episode]:
+        """Return the episodes under way with return and length so far, those not yet begun left out."""
+        self._require_reset()
+        so_far = zip(self._episode_return.tolist(), self._length.tolist(), strict=True)
+        return [
+            Episode(i, episodic_return, length)
+            for i, (episodic_return, length) in enumerate(so_far)
+            if length
+        ]
+
     def random_action(self) -> np.ndarray:
         """Draw uniform actions, (N, *action_shape) float32 or (N,) int64; ``reset``'s seed decides."""
         self._require_reset()
