@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from agents import Agent, Batch, ReplayBuffer, make_agent, make_replay, pick_device
+from agents import Agent, Batch, Replay, make_agent, make_replay, pick_device
+from common.memory import keep_freed_memory
 from common.run import Run
 from common.seeding import stream_seed, torch_generator
 from common.summary import reset_line
@@ -26,6 +27,7 @@ def train(config: Config, run_dir: Path) -> Run:
     """Run ``config`` in ``run_dir``, from its newest checkpoint if it holds one."""
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
+    keep_freed_memory()
     device = pick_device(config.device)
     env = make_training_env(config)
     eval_env = make_evaluation_env(config, config.eval.num_envs)
@@ -98,18 +100,18 @@ def evaluation(run: Run, policy: Agent | RandomPolicy, eval_env: VecEnv, when: s
     return result
 
 
-def plasticity(run: Run, agent: Agent, replay: ReplayBuffer) -> dict[str, float]:
+def plasticity(run: Run, agent: Agent, replay: Replay) -> dict[str, float]:
     """Measure the plasticity metrics on a probe batch that depends on the run's seed and the present step alone."""
     run.check_finite(agent)
     return measure(agent.networks(), probe(run, replay), dormancy_threshold=run.config.log.dormancy_threshold)
 
 
-def probe(run: Run, replay: ReplayBuffer) -> Batch:
+def probe(run: Run, replay: Replay) -> Batch:
     """Replayed transitions for metrics and resets, drawn from a stream of their own."""
     return replay.sample(run.config.log.probe_size, torch_generator(run.config.seed, "metrics", run.env_step))
 
 
-def reset(run: Run, agent: Agent, replay: ReplayBuffer, eval_env: VecEnv, reason: str) -> None:
+def reset(run: Run, agent: Agent, replay: Replay, eval_env: VecEnv, reason: str) -> None:
     """Reset the networks that the configuration names, with metrics and episodes right before and after."""
 
     def look(when: str) -> dict[str, float]:

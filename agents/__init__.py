@@ -7,12 +7,27 @@ from gymnasium import spaces
 
 from agents.base import Agent
 from agents.dqn import DQN
-from agents.replay import Batch, ReplayBuffer
+from agents.frames import FrameReplay
+from agents.replay import Batch, Replay, ReplayBuffer
 from agents.sac import SAC
+from common.memory import available_memory
 from configs.loader import ConfigError
 from configs.schema import Config
 
-__all__ = ["DQN", "SAC", "Agent", "Batch", "ReplayBuffer", "make_agent", "make_replay", "pick_device"]
+__all__ = [
+    "DQN",
+    "SAC",
+    "Agent",
+    "Batch",
+    "FrameReplay",
+    "Replay",
+    "ReplayBuffer",
+    "make_agent",
+    "make_replay",
+    "pick_device",
+]
+
+LARGE_BUFFER = 10**9  # bytes from which a replay buffer's size is announced
 
 
 def make_agent(
@@ -27,7 +42,7 @@ def make_agent(
     Raises:
         ConfigError: the algorithm cannot act in this action space, or cannot honour a reset option.
     """
-    (obs_dim,) = observation_space.shape
+    obs_shape = observation_space.shape
     wanted, other = (spaces.Box, "dqn") if config.algo == "sac" else (spaces.Discrete, "sac")
     if not isinstance(action_space, wanted):
         raise ConfigError(
@@ -36,12 +51,14 @@ def make_agent(
         )
     agent: Agent
     if config.algo == "sac":
-        (action_dim,) = action_space.shape
+        if len(obs_shape) != 1:
+            raise ConfigError(f"--algo sac needs flat observations, but {config.env.id} has {obs_shape}")
+        (obs_dim,), (action_dim,) = obs_shape, action_space.shape
         agent = SAC(config.agent, obs_dim, action_dim, max_episode_steps, config.seed, device)
     else:
         learning_starts, total_steps = config.replay.learning_starts, config.total_steps
         num_actions = int(action_space.n)
-        agent = DQN(config.agent, obs_dim, num_actions, learning_starts, total_steps, config.seed, device)
+        agent = DQN(config.agent, obs_shape, num_actions, learning_starts, total_steps, config.seed, device)
 
     unknown = sorted(set(config.reset.networks) - set(agent.networks()))
     if unknown:
@@ -58,22 +75,44 @@ def make_replay(
     action_space: spaces.Space,
     gamma: float,
     device: torch.device,
-) -> ReplayBuffer:
+) -> Replay:
     """Build the replay buffer of ``config``; a capacity beyond the run's length is not reserved.
 
+    What a large buffer will take is printed before its memory is reserved.
+
     Raises:
-        ConfigError: ``replay_capacity`` or ``n_step`` does not fit the number of environments.
+        ConfigError: ``replay_capacity`` or ``n_step`` does not fit the number of environments, or the buffer does not
+            fit into the memory that is available.
     """
     # One row more than the run fills, so that a total_steps that is no multiple of num_envs still fits.
-    capacity = min(config.replay.replay_capacity, config.total_steps + config.env.num_envs)
+    num_envs = config.env.num_envs
+    capacity = min(config.replay.replay_capacity, config.total_steps + num_envs)
+    options = {"gamma": gamma, "n_step": config.replay.n_step, "device": device}
     discrete = isinstance(action_space, spaces.Discrete)
-    shapes = (observation_space.shape, action_space.shape)
     try:
-        return ReplayBuffer(
-            capacity, config.env.num_envs, *shapes, discrete, gamma, config.replay.n_step, device
-        )
+        if len(observation_space.shape) == 1:
+            shapes = (observation_space.shape, action_space.shape)
+            _reserve(ReplayBuffer.bytes_needed(capacity, num_envs, *shapes, discrete), capacity, device)
+            return ReplayBuffer(capacity, num_envs, *shapes, discrete, **options)
+        sizes = (capacity, num_envs, observation_space.shape, int(action_space.n))
+        _reserve(FrameReplay.bytes_needed(*sizes), capacity, device)
+        return FrameReplay(*sizes, **options)
     except ValueError as error:
         raise ConfigError(f"replay: {error}") from error
+
+
+def _reserve(num_bytes: int, capacity: int, device: torch.device) -> None:
+    """State what a large buffer needs and raise ConfigError where that much memory is not to be had."""
+    available = available_memory(device)
+    if available is not None and num_bytes > available:
+        fits = int(capacity * available / num_bytes)
+        raise ConfigError(
+            f"replay.replay_capacity: {capacity:,} transitions need {num_bytes / 1e9:.2f} GB on {device}, of which "
+            f"{available / 1e9:.2f} GB are available; at most {fits:,} would fit"
+        )
+    if num_bytes >= LARGE_BUFFER:
+        free = "" if available is None else f"; {available / 1e9:.1f} GB are available"
+        print(f"replay: {capacity:,} transitions will take {num_bytes / 1e9:.2f} GB on {device}{free}")
 
 
 def pick_device(name: str) -> torch.device:

@@ -6,6 +6,7 @@ Double DQN: van Hasselt et al. 2016, arXiv 1509.06461.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from agents import losses
-from agents.networks import MLPQNetwork, build_seeded
+from agents.networks import MLPQNetwork, NatureQNetwork, build_seeded
 from agents.replay import Batch
 from common.schedules import LinearSchedule
 from common.seeding import torch_generator
@@ -25,11 +26,11 @@ from fire.slot import NetworkSlot
 
 
 class DQN:
-    """DQN for flat observations and discrete actions.
+    """DQN for discrete actions: an MLP on flat observations, the Nature network on stacked frames.
 
     Args:
         config: hyperparameters.
-        obs_dim: observation size D.
+        obs_shape: (D,) for float32 observations, (C, 84, 84) for uint8 frames.
         num_actions: number of discrete actions.
         learning_starts: env steps of random warm-up, after which epsilon begins to fall.
         total_steps: env steps of the run, of which epsilon falls over a fraction.
@@ -40,7 +41,7 @@ class DQN:
     def __init__(
         self,
         config: DQNConfig,
-        obs_dim: int,
+        obs_shape: tuple[int, ...],
         num_actions: int,
         learning_starts: int,
         total_steps: int,
@@ -53,7 +54,11 @@ class DQN:
         self.num_actions = num_actions
         self.update_step = 0
         self._seed = seed
-        self._build = partial(MLPQNetwork, obs_dim, num_actions, config.hidden_widths)
+        self._is_pixels = len(obs_shape) == 3
+        if self._is_pixels:
+            self._build: Callable[[], nn.Module] = partial(NatureQNetwork, obs_shape[0], num_actions)
+        else:
+            self._build = partial(MLPQNetwork, obs_shape[0], num_actions, config.hidden_widths)
         self.q = self._initial()
         self.target_q = copy.deepcopy(self.q).requires_grad_(False)
         self.optimizer = torch.optim.Adam(
@@ -82,8 +87,7 @@ class DQN:
 
     @torch.inference_mode()
     def act_greedy(self, obs: np.ndarray) -> np.ndarray:
-        tensor = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
-        return self.q(tensor).argmax(1).cpu().numpy()
+        return self.q(torch.as_tensor(obs, device=self.device)).argmax(1).cpu().numpy()
 
     # Learning
 
@@ -117,6 +121,7 @@ class DQN:
                 forward=lambda batch: self.q(batch.obs),
                 loss=lambda batch: self._loss(batch)[0],
                 target=self.target_q,
+                injected=("head",) if self._is_pixels else (),
             )
         }
 

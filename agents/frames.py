@@ -65,9 +65,7 @@ class FrameReplay(Replay):
         self._column = torch.arange(num_envs, device=self.device) * self._ring
 
     @staticmethod
-    def bytes_needed(
-        capacity: int, num_envs: int, obs_shape: tuple[int, int, int], num_actions: int
-    ) -> int:
+    def bytes_needed(capacity: int, num_envs: int, obs_shape: tuple[int, int, int], num_actions: int) -> int:
         """Bytes that a buffer of these sizes takes when it is full, all included."""
         rows, (stack, height, width) = capacity // num_envs, obs_shape
         scalars = _action_dtype(num_actions).itemsize + 4 + 1 + 1 + 8 + 1 + 8

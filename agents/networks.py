@@ -239,7 +239,9 @@ class NatureQNetwork(nn.Module):
             )
         )
         self.head = nn.Sequential(
-            OrderedDict(fc1=WideLinear(3136, 512), relu4=nn.ReLU(inplace=True), fc2=nn.Linear(512, num_actions))
+            OrderedDict(
+                fc1=WideLinear(3136, 512), relu4=nn.ReLU(inplace=True), fc2=nn.Linear(512, num_actions)
+            )
         )
         self.apply(_xavier_uniform)
         self.to(memory_format=torch.channels_last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -226,6 +227,18 @@ class ReplayBuffer(Replay):
         super().__init__(capacity, num_envs, action_shape, action_dtype, gamma, n_step, device)
         self._add_array("obs", obs_shape, torch.float32)
         self._add_array("next_obs", obs_shape, torch.float32)
+
+    @staticmethod
+    def bytes_needed(
+        capacity: int,
+        num_envs: int,
+        obs_shape: tuple[int, ...],
+        action_shape: tuple[int, ...],
+        discrete: bool,
+    ) -> int:
+        """Bytes that a buffer of these sizes takes when it is full."""
+        action = math.prod(action_shape) * (8 if discrete else 4)
+        return capacity // num_envs * num_envs * (action + 4 + 1 + 1 + 2 * 4 * math.prod(obs_shape))
 
     def _check_row(self, name: str, obs: np.ndarray) -> None:
         expected = tuple(self._arrays[name].shape[1:])

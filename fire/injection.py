@@ -27,9 +27,10 @@ class InjectedHead(nn.Module):
 
     def __init__(self, old: nn.Module, new: nn.Module) -> None:
         super().__init__()
+        # The learning head comes last, where the metrics look for the output layer.
+        self.start = copy.deepcopy(new).requires_grad_(False)
         self.old = old.requires_grad_(False)
         self.new = new
-        self.start = copy.deepcopy(new).requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Exactly ``old(x)`` as long as ``new`` has not moved."""
@@ -61,9 +62,9 @@ class PlasticityInjection(PlasticityInjectionOptions, Reset):
 
 
 def head_names(slot: NetworkSlot) -> list[str]:
-    """Names of the output layers, also where they were injected before."""
-    if slot.heads:
-        return list(slot.heads)
+    """Names of the submodules to inject, also where they were injected before."""
+    if slot.injected or slot.heads:
+        return list(slot.injected or slot.heads)
     name = next(layer.name for layer in slot.layers() if layer.role == "head")
     parts = name.split(".")
     for end in range(len(parts)):

@@ -36,6 +36,7 @@ class NetworkSlot:
         loss: scalar training loss on a batch, the same for the same batch; gradients reach ``module`` only.
         target: slowly following copy of ``module``, if the agent has one.
         heads: names of the output layers inside ``module``; empty means the last weight layer.
+        injected: names of the submodules that plasticity injection doubles; empty means the output layers.
         preserve: names of submodules that no reset touches, such as a shared input normaliser.
         ensemble_size: leading dimension E of weights (E, out, in) and activations (E, B, ...), if batched.
     """
@@ -48,6 +49,7 @@ class NetworkSlot:
     loss: Callable[[Any], Tensor]
     target: nn.Module | None = None
     heads: tuple[str, ...] = ()
+    injected: tuple[str, ...] = ()
     preserve: tuple[str, ...] = ()
     ensemble_size: int | None = None
 

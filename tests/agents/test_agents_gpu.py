@@ -36,7 +36,7 @@ def test_sac_update_on_the_gpu_equals_the_cpu(monkeypatch):
 
 def test_dqn_update_on_the_gpu_equals_the_cpu():
     config = DQNConfig(hidden_widths=(8,))
-    agents = {name: DQN(config, 5, 3, 0, 100, 0, torch.device(name)) for name in ("cpu", "cuda")}
+    agents = {name: DQN(config, (5,), 3, 0, 100, 0, torch.device(name)) for name in ("cpu", "cuda")}
     for name, agent in agents.items():
         agent.update(batch(name, discrete=True))
     for key, value in agents["cpu"].q.state_dict().items():

@@ -17,7 +17,7 @@ OBS, ACTIONS = 4, 3
 def make(seed=0, **options):
     config = DQNConfig(hidden_widths=(16, 16), learning_rate=1e-2, **options)
     return DQN(
-        config, OBS, ACTIONS, learning_starts=100, total_steps=1_000, seed=seed, device=torch.device("cpu")
+        config, (OBS,), ACTIONS, learning_starts=100, total_steps=1_000, seed=seed, device=torch.device("cpu")
     )
 
 

@@ -213,7 +213,7 @@ def test_only_resets_that_draw_nothing_can_follow_an_injection() -> None:
     slot, batch = make_slot("mlp"), batch_for("mlp")
     reset_networks({"q": slot}, PlasticityInjection(), batch, generator())
     before = parameters(slot.module)
-    with pytest.raises(ValueError, match=r"a fresh network has no q/5\.old\.weight"):
+    with pytest.raises(ValueError, match=r"a fresh network has no q/5\.start\.weight"):
         reset_networks({"q": slot}, FullReset(), batch, generator())
     assert all(torch.equal(before[name], value) for name, value in slot.module.named_parameters())
     reset_networks({"q": slot}, FireReset(), batch, generator())
