@@ -12,6 +12,7 @@ from agents.networks import (
     EnsembleLayerNorm,
     EnsembleLinear,
     MLPQNetwork,
+    NatureQNetwork,
     ObservationNormalizer,
     SimbaActor,
     SimbaCritic,
@@ -133,3 +134,46 @@ def test_build_seeded_draws_from_the_generator_alone():
     other = build_seeded(factory, torch.Generator().manual_seed(6))
     assert torch.equal(one.weight, same.weight)
     assert not torch.equal(one.weight, other.weight)
+
+
+def test_nature_network_equals_plain_layers_on_scaled_pixels():
+    """Mnih et al. 2015, methods: 32 8x8 stride 4, 64 4x4 stride 2, 64 3x3, 512 units, in the usual memory format."""
+    network = build_seeded(lambda: NatureQNetwork(4, 6), torch.Generator().manual_seed(0))
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias"):
+            nn.init.uniform_(parameter, -0.1, 0.1)
+    obs = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
+    w = {name: value.detach().clone().requires_grad_() for name, value in network.named_parameters()}
+    x = obs.double() / 255
+    x = F.relu(F.conv2d(x, w["encoder.conv1.weight"].double(), w["encoder.conv1.bias"].double(), stride=4))
+    x = F.relu(F.conv2d(x, w["encoder.conv2.weight"].double(), w["encoder.conv2.bias"].double(), stride=2))
+    x = F.relu(F.conv2d(x, w["encoder.conv3.weight"].double(), w["encoder.conv3.bias"].double()))
+    x = F.relu(F.linear(x.flatten(1), w["head.fc1.weight"].double(), w["head.fc1.bias"].double()))
+    expected = F.linear(x, w["head.fc2.weight"].double(), w["head.fc2.bias"].double())
+    result = network(obs)
+    torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-5)
+    assert x.shape == (3, 512) and sum(p.numel() for p in network.parameters()) == 1_687_206
+    result.square().sum().backward()
+    expected.square().sum().backward()
+    for name, parameter in network.named_parameters():
+        scale = w[name].grad.abs().max().item()
+        torch.testing.assert_close(parameter.grad, w[name].grad, rtol=1e-3, atol=1e-5 * scale)
+
+
+def test_nature_network_uses_xavier_uniform_and_zero_biases():
+    network = build_seeded(lambda: NatureQNetwork(4, 6), torch.Generator().manual_seed(0))
+    fans = {"encoder.conv1": (256, 2048), "encoder.conv3": (576, 576), "head.fc1": (3136, 512)}
+    for name, (fan_in, fan_out) in fans.items():
+        layer = network.get_submodule(name)
+        bound = math.sqrt(6.0 / (fan_in + fan_out))
+        assert layer.weight.abs().max().item() <= bound
+        assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.03)
+        assert not layer.bias.any()
+
+
+def test_nature_network_reads_views_of_frames_like_copies():
+    """The replay hands out overlapping stacks of one array."""
+    network = NatureQNetwork(4, 3)
+    five = torch.randint(0, 256, (2, 5, 84, 84), dtype=torch.uint8)
+    for stack in (five[:, :-1], five[:, 1:]):
+        assert torch.equal(network(stack), network(stack.clone()))
