@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fire.isometry import dfi, layer_scale
 from fire.layers import ROLES, WeightLayer, weight_layers
-from fire.orthogonalize import EPS64
+from fire.polar import EPS64
 from fire.report import LayerReport, describe
 from fire.rules import Entry, Orthogonalize
 
