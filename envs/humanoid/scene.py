@@ -51,7 +51,7 @@ def _add_looks(spec: mujoco.MjSpec) -> None:
     spec.visual.rgba.haze = HORIZON
     spec.visual.map.haze = 0.3
     spec.visual.map.shadowclip = 0.5
-    spec.stat.extent, spec.stat.center = 8, (0, 0, 1)
+    spec.stat.extent, spec.stat.center = 16, (0, 0, 1)  # m; shadows reach half as far
     spec.add_texture(
         name="sky",
         type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,
