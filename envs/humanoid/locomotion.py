@@ -15,7 +15,7 @@ FALLEN_HEIGHT = 0.2  # m, of the pelvis
 def small_control(readings: Readings) -> np.ndarray:
     """Return how little torque is spent, (...) in [0.8, 1]."""
     effort = tolerance(readings.actuator_force, margin=10.0, sigmoid="quadratic", value_at_margin=0.0)
-    return (4 + effort.sum(axis=-1) / effort.shape[-1]) / 5
+    return (4 + np.add.reduce(effort, axis=-1) / effort.shape[-1]) / 5
 
 
 def standing(readings: Readings, height: float = STAND_HEIGHT) -> np.ndarray:

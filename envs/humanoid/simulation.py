@@ -48,7 +48,7 @@ class Scene:
         Raises:
             ValueError: a NaN.
         """
-        if np.isnan(actions).any():
+        if np.count_nonzero(np.isnan(actions)):  # far quicker than any() on a few numbers
             raise ValueError(f"h1-{self.task.name}: the action contains NaN: {actions}")
         return (np.minimum(np.maximum(actions, -1), 1) + 1) / 2 * self.span + self.low
 

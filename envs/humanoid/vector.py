@@ -149,7 +149,7 @@ class HumanoidVectorEnv(VectorEnv):
         if actions.shape != self.action_space.shape:
             expected = self.action_space.shape
             raise ValueError(f"h1-{self._task.name} takes actions of shape {expected}, got {actions.shape}")
-        if self._ended.any():
+        if np.count_nonzero(self._ended):  # far quicker than any() on a few numbers
             raise RuntimeError(
                 f"reset needed first by sub-environments {np.flatnonzero(self._ended).tolist()}"
             )
@@ -168,13 +168,13 @@ class HumanoidVectorEnv(VectorEnv):
             truncated[running] = self._elapsed[running] >= self._limit
             self._note(infos, components, running)
             over = terminated | truncated
-            if over.any():
+            if np.count_nonzero(over):
                 running = np.flatnonzero(~over)
                 if running.size == 0:
                     break
         observations = self._observations()
         self._ended = over
-        if self._same_step and over.any():
+        if self._same_step and np.count_nonzero(over):
             self._autoreset(observations, infos)
         return observations, rewards, terminated, truncated, infos
 
