@@ -106,9 +106,10 @@ def plasticity(run: Run, agent: Agent, replay: Replay) -> dict[str, float]:
     return measure(agent.networks(), probe(run, replay), dormancy_threshold=run.config.log.dormancy_threshold)
 
 
-def probe(run: Run, replay: Replay) -> Batch:
-    """Replayed transitions for metrics and resets, drawn from a stream of their own."""
-    return replay.sample(run.config.log.probe_size, torch_generator(run.config.seed, "metrics", run.env_step))
+def probe(run: Run, replay: Replay, count: int = 1) -> Batch:
+    """Replayed transitions for metrics and resets, ``count`` minibatches drawn from a stream of their own."""
+    generator = torch_generator(run.config.seed, "metrics", run.env_step)
+    return replay.sample(count * run.config.log.probe_size, generator)
 
 
 def reset(run: Run, agent: Agent, replay: Replay, eval_env: VecEnv, reason: str) -> None:
@@ -124,11 +125,14 @@ def reset(run: Run, agent: Agent, replay: Replay, eval_env: VecEnv, reason: str)
         return seen
 
     before = look("before_reset")
-    slots, batch, generator = reset_inputs(run, agent, probe(run, replay), 0, run.num_resets)
     strategy = make_reset(run.config.reset.strategy, run.config.strategy)
+    batch = probe(run, replay, strategy.num_probes)
+    slots, batch, generator = reset_inputs(run, agent, batch, 0, run.num_resets)
     report = reset_networks(slots, strategy, batch, generator).scalars()
     if run.config.reset.temperature == "reset":
         agent.reset_temperature()
+    if run.config.reset.normalizer == "reset":
+        agent.reset_normalizer()
     run.log(report)
     after = look("after_reset")
     record = {

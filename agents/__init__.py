@@ -64,8 +64,9 @@ def make_agent(
     if unknown:
         valid = ", ".join(agent.networks())
         raise ConfigError(f"reset.networks: {config.algo} has no network {unknown[0]!r}; valid: {valid}")
-    if config.reset.temperature == "reset" and not hasattr(agent, "reset_temperature"):
-        raise ConfigError(f"reset.temperature reset: {config.algo} has no temperature; valid: keep")
+    for part in ("temperature", "normalizer"):
+        if getattr(config.reset, part) == "reset" and not hasattr(agent, f"reset_{part}"):
+            raise ConfigError(f"reset.{part} reset: {config.algo} has no {part}; valid: keep")
     return agent
 
 

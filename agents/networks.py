@@ -51,6 +51,12 @@ class ObservationNormalizer(nn.Module):
         self.shift.copy_(self.mean)
         self.scale.copy_((self.var + 1e-8).rsqrt())
 
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Forget all statistics, in place."""
+        for name, value in ObservationNormalizer(len(self.mean)).named_buffers():
+            getattr(self, name).copy_(value)
+
     def forward(self, obs: Tensor) -> Tensor:
         return (obs - self.shift) * self.scale
 

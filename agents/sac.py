@@ -192,6 +192,10 @@ class SAC:
         for value in self.alpha_optimizer.state[self.log_alpha].values():
             value.zero_()
 
+    def reset_normalizer(self) -> None:
+        """Return the observation statistics to those of a new agent."""
+        self.normalizer.reset()
+
     def state_dict(self) -> dict[str, Any]:
         modules = {name: getattr(self, name).state_dict() for name in ("actor", "critic", "target_critic")}
         optimizers = {

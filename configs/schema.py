@@ -132,6 +132,11 @@ class ResetConfig:
         "SAC's entropy coefficient at a reset: keep, or reset to init_temperature",
         choices=("keep", "reset"),
     )
+    normalizer: str = option(
+        "keep",
+        "statistics of SAC's observation normaliser at a reset: keep, or reset to those of a new run",
+        choices=("keep", "reset"),
+    )
 
 
 @dataclass(frozen=True)

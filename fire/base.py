@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fire.options import LayerwiseOptions, ResetOptions
+from fire.options import ResetOptions
 from fire.rules import Entry, Keep, Rule
 from fire.slot import NetworkSlot
 
@@ -67,17 +67,21 @@ class Reset(ResetOptions):
         """Return the changes for all networks; writes nothing."""
         raise NotImplementedError
 
+    @property
+    def num_probes(self) -> int:
+        """How many minibatches the probe batch should hold."""
+        return 1
+
     def tracker(self) -> Any:
         """What must watch every update for this strategy: a :class:`~fire.recycling.UnitTracker`, or None."""
         return None
 
 
 @dataclass(frozen=True)
-class LayerwiseReset(LayerwiseOptions, Reset):
+class LayerwiseReset(Reset):
     """A reset that gives each parameter one rule, by what the parameter is.
 
-    Attributes:
-        source: whether rules that need new weights get freshly drawn ones or the run's first weights.
+    Subclasses with rules that need new weights also inherit ``fire.options.SourceOptions``.
     """
 
     def rule_for(self, entry: Entry) -> Rule:

@@ -11,11 +11,13 @@ from torch import nn
 
 from fire.base import LayerwiseReset, Plan, Reset, Write
 from fire.options import (
+    FireDqnOptions,
     FireOptions,
     NoResetOptions,
     OptimizerResetOptions,
     RandomOrthogonalOptions,
     ShrinkPerturbOptions,
+    SourceOptions,
 )
 from fire.rules import Entry, Keep, Orthogonalize, RandomOrthogonal, Redraw, Rule, ShrinkPerturb
 from fire.slot import NetworkSlot
@@ -32,7 +34,7 @@ class NoReset(NoResetOptions, Reset):
 
 
 @dataclass(frozen=True)
-class FullReset(LayerwiseReset):
+class FullReset(SourceOptions, LayerwiseReset):
     """Replace every parameter and buffer by those of a fresh network (Nikishin et al. 2022, arXiv 2205.07802)."""
 
     name: ClassVar[str] = "full"
@@ -98,7 +100,7 @@ class SrDqnReset(ShrinkPerturbReset):
 
 
 @dataclass(frozen=True)
-class FireDqnReset(FireReset):
+class FireDqnReset(FireDqnOptions, FireReset):
     """FIRE on convolutions, linear layers redrawn: the DQN variant of FIRE's released code.
 
     Biases of convolutions are kept. On a network without convolutions this is a full reset of its linear

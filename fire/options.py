@@ -27,8 +27,9 @@ class ResetOptions:
 
     optimizer: str = option(
         "zero",
-        "optimizer state of the reset network: zero it (moments and step count) or keep it",
-        choices=("zero", "keep"),
+        "optimizer state of the reset network: zero it in place (moments and step count), rebuild it (drop it, so that "
+        "the next update starts it anew; any optimizer, but captured CUDA graphs do not see it), or keep it",
+        choices=("zero", "rebuild", "keep"),
     )
     target: str = option(
         "sync",
@@ -51,15 +52,19 @@ class NoResetOptions(ResetOptions):
 
 @dataclass(frozen=True)
 class OptimizerResetOptions(ResetOptions):
-    optimizer: str = option("zero", "optimizer state: zero it (moments and step count)", choices=("zero",))
+    optimizer: str = option(
+        "zero",
+        "optimizer state: zero it in place (moments and step count), or rebuild it",
+        choices=("zero", "rebuild"),
+    )
     target: str = option(
         "keep", "target network: keep it, or copy the network into it", choices=("keep", "sync")
     )
 
 
 @dataclass(frozen=True)
-class LayerwiseOptions(ResetOptions):
-    """Strategies that give each parameter a rule by what the parameter is."""
+class SourceOptions(ResetOptions):
+    """Strategies that need new weights."""
 
     source: str = option(
         "redraw",
@@ -69,7 +74,7 @@ class LayerwiseOptions(ResetOptions):
 
 
 @dataclass(frozen=True)
-class ShrinkPerturbOptions(LayerwiseOptions):
+class ShrinkPerturbOptions(SourceOptions):
     shrink_factor: float = option(
         0.2, "share of the old weights that is kept (0.2: FIRE's RL scripts; 0.8 in SR-SPR)", unit="0..1"
     )
@@ -80,7 +85,7 @@ class ShrinkPerturbOptions(LayerwiseOptions):
 
 
 @dataclass(frozen=True)
-class FireOptions(LayerwiseOptions):
+class FireOptions(ResetOptions):
     scale: str = option("paper", "singular value of the result, see docs/resets.md", choices=SCALES)
     strength: float = option(1.0, "how far singular values move towards the scale; 1 is FIRE", unit="0..1")
     method: str = option("polar", "exact polar factor, or an approximating iteration", choices=METHODS)
@@ -99,7 +104,12 @@ class FireOptions(LayerwiseOptions):
 
 
 @dataclass(frozen=True)
-class RandomOrthogonalOptions(LayerwiseOptions):
+class FireDqnOptions(FireOptions, SourceOptions):
+    """FIRE on convolutions, new linear layers."""
+
+
+@dataclass(frozen=True)
+class RandomOrthogonalOptions(ResetOptions):
     scale: str = option("paper", "singular value of the result, see docs/resets.md", choices=SCALES)
 
 
@@ -108,19 +118,24 @@ class DashOptions(ResetOptions):
     min_shrink: float = option(
         0.3, "smallest factor, the paper's lambda (FIRE's vision scripts: 0.05 to 0.3)", unit="0..1"
     )
+    alpha: float = option(
+        0.3,
+        "weight of the newest minibatch in the running gradient (FIRE's vision scripts: 0.1, 0.3)",
+        "0..1",
+    )
+    num_batches: int = option(
+        8, "minibatches of log.probe_size transitions; at alpha 0.3 the last 8 hold 94 % of the weight"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("min_shrink", self.min_shrink, 0, 1)
+        check_range("alpha", self.alpha, 0, 1, open_low=True)
+        check_range("num_batches", self.num_batches, 1, float("inf"))
 
 
 @dataclass(frozen=True)
-class PlasticityInjectionOptions(ResetOptions):
-    source: str = option(
-        "redraw",
-        "where the new head comes from: drawn anew, or the run's first weights",
-        choices=("redraw", "rewind"),
-    )
+class PlasticityInjectionOptions(SourceOptions):
     head: str = option("", "name of the submodule to inject; empty: each output layer")
 
 
@@ -130,8 +145,8 @@ class RecyclingOptions(ResetOptions):
 
     optimizer: str = option(
         "keep",
-        "optimizer state beyond the recycled units' moments: keep it or zero it",
-        choices=("keep", "zero"),
+        "optimizer state beyond the recycled units' moments: keep it, zero it or rebuild it",
+        choices=("keep", "zero", "rebuild"),
     )
     target: str = option(
         "keep", "target network: keep it, or copy the network into it", choices=("keep", "sync")
@@ -182,11 +197,11 @@ class SelfNormalizedOptions(RecyclingOptions):
 OPTIONS: dict[str, type[ResetOptions]] = {
     "none": NoResetOptions,
     "optimizer_only": OptimizerResetOptions,
-    "full": LayerwiseOptions,
+    "full": SourceOptions,
     "shrink_perturb": ShrinkPerturbOptions,
     "sr_dqn": ShrinkPerturbOptions,
     "fire": FireOptions,
-    "fire_dqn": FireOptions,
+    "fire_dqn": FireDqnOptions,
     "random_orthogonal": RandomOrthogonalOptions,
     "dash": DashOptions,
     "redo": ReDoOptions,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +116,31 @@ def probe(slot: NetworkSlot, batch: Any) -> Probe:
         for handle in handles:
             handle.remove()
     return Probe(activations, features[0] if features else None)
+
+
+def minibatches(batch: Any, count: int) -> list[Any]:
+    """Split a tensor, or tuples, lists and mappings of tensors, into ``count`` equal parts of its first dimension.
+
+    What is left over of the division belongs to no part.
+
+    Raises:
+        ValueError: fewer samples than parts.
+    """
+    if count == 1:
+        return [batch]
+    if isinstance(batch, Tensor):
+        size = len(batch) // count
+        if size == 0:
+            raise ValueError(f"{len(batch)} samples do not make {count} minibatches")
+        return [batch[i * size : (i + 1) * size] for i in range(count)]
+    if isinstance(batch, Mapping):
+        columns = [minibatches(value, count) for value in batch.values()]
+        return [dict(zip(batch, row, strict=True)) for row in zip(*columns, strict=True)]
+    if isinstance(batch, tuple | list):
+        rows = zip(*(minibatches(value, count) for value in batch), strict=True)
+        named = hasattr(batch, "_fields")  # a NamedTuple takes its values one by one
+        return [type(batch)(*row) if named else type(batch)(row) for row in rows]
+    raise TypeError(f"cannot split a batch of type {type(batch).__name__}")
 
 
 def by_unit(values: Tensor, channels_first: bool, ensemble_size: int | None) -> Tensor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fire.isometry import dfi_of_gram, sfe, short_gram
 from fire.layers import WeightLayer
+from fire.polar import EPS64
 
 QUANTITIES = (
     "sfe",
@@ -17,6 +19,8 @@ QUANTITIES = (
     "dfi_after",
     "dfi_scaled_before",
     "dfi_scaled_after",
+    "condition_number",
+    "residual",
 )
 RESET_KEYS = (
     "reset/seconds",
@@ -35,6 +39,10 @@ class LayerReport:
         squared_norm: ||W||_F^2 before.
         dfi_before, dfi_after: raw ||W^T W - I||_F^2 on the short side, summed over the layer's matrices.
         dfi_scaled_before, dfi_scaled_after: the same for W / s, s being the layer's scale.
+        condition_number: largest over smallest singular value before, the worst of the layer's matrices;
+            infinite where one lacks a direction.
+        residual: ||(W~/s)^T (W~/s) - I||_F / sqrt(n) after, n the short side, the worst of the layer's
+            matrices. After FIRE it is rounding.
     """
 
     network: str
@@ -45,6 +53,8 @@ class LayerReport:
     dfi_after: float
     dfi_scaled_before: float
     dfi_scaled_after: float
+    condition_number: float
+    residual: float
 
     @property
     def relative_sfe(self) -> float:
@@ -54,19 +64,27 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class ResetReport:
-    """What a reset did to every weight layer, and how long planning and writing took (seconds)."""
+    """What a reset did to every weight layer, and how long it took (seconds), this report excluded."""
 
     layers: tuple[LayerReport, ...]
     seconds: float
 
     def scalars(self) -> dict[str, float]:
-        """Return the figures under the keys of ``RESET_KEYS``; network totals are sums over its weight layers."""
+        """Return the figures under the keys of ``RESET_KEYS``; a network has the sum over its weight layers, or
+        the worst of them for condition number and residual.
+        """
         scalars: dict[str, float] = {"reset/seconds": self.seconds}
         networks: dict[str, list[LayerReport]] = defaultdict(list)
         for layer in self.layers:
             networks[layer.network].append(layer)
         for network, layers in networks.items():
-            total = LayerReport(network, "", *(sum(getattr(x, name) for x in layers) for name in _SUMMED))
+            values = {name: [getattr(layer, name) for layer in layers] for name in (*_SUMMED, *_WORST)}
+            total = LayerReport(
+                network,
+                "",
+                **{name: sum(values[name]) for name in _SUMMED},
+                **{name: max(values[name]) for name in _WORST},
+            )
             for quantity in QUANTITIES:
                 scalars[f"reset/{network}/{quantity}"] = getattr(total, quantity)
                 for layer in layers:
@@ -74,7 +92,8 @@ class ResetReport:
         return scalars
 
 
-_SUMMED = tuple(LayerReport.__annotations__)[2:]
+_WORST = ("condition_number", "residual")
+_SUMMED = tuple(name for name in LayerReport.__annotations__ if name not in ("network", "layer", *_WORST))
 
 
 def describe(network: str, layer: WeightLayer, after: Tensor, scale: Tensor) -> LayerReport:
@@ -84,7 +103,7 @@ def describe(network: str, layer: WeightLayer, after: Tensor, scale: Tensor) -> 
     before = layer.weight.detach()
     grams = [short_gram(layer.matrices(weight)) for weight in (before, after)]
     raw_before, raw_after = (float(dfi_of_gram(gram).sum()) for gram in grams)
-    scaled_before, scaled_after = (float(dfi_of_gram(gram, scale).sum()) for gram in grams)
+    scaled_before, scaled_after = (dfi_of_gram(gram, scale) for gram in grams)
     return LayerReport(
         network=network,
         layer=layer.name,
@@ -92,9 +111,34 @@ def describe(network: str, layer: WeightLayer, after: Tensor, scale: Tensor) -> 
         squared_norm=float(before.double().square().sum()),
         dfi_before=raw_before,
         dfi_after=raw_after,
-        dfi_scaled_before=scaled_before,
-        dfi_scaled_after=scaled_after,
+        dfi_scaled_before=float(scaled_before.sum()),
+        dfi_scaled_after=float(scaled_after.sum()),
+        condition_number=condition_number(layer.matrices(), grams[0]),
+        residual=float((scaled_after.amax() / grams[1].shape[-1]).sqrt()),
     )
+
+
+def condition_number(matrices: Tensor, gram: Tensor) -> float:
+    """Worst condition number of ``matrices`` (..., m, n) with the Gram matrices ``short_gram(matrices)``.
+
+    By eigenvalues of the Gram matrix on the host, by SVD where those cannot resolve it; NaN for matrices with NaN
+    or infinity.
+    """
+    size = gram.shape[-1]
+    gram = gram.reshape(-1, size, size).cpu()
+    largest = gram.abs().amax(dim=(-2, -1), keepdim=True)
+    usable = (largest.isfinite() & (largest > 0)).flatten()
+    eigenvalues = torch.linalg.eigvalsh(gram[usable] / largest[usable])
+    clear = eigenvalues[:, 0] > 1e3 * EPS64 * size * eigenvalues[:, -1]
+    conditions = [(eigenvalues[clear, -1] / eigenvalues[clear, 0]).sqrt()]
+    usable[usable.clone()] = clear
+    if not usable.all():
+        rest = matrices.reshape(-1, *matrices.shape[-2:]).cpu().double()[~usable]
+        if not rest.isfinite().all():
+            return float("nan")
+        values = torch.linalg.svdvals(rest)
+        conditions.append((values[:, 0] / values[:, -1]).nan_to_num(nan=torch.inf))
+    return float(torch.cat(conditions).amax())
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -76,27 +76,34 @@ def reset_networks(
 
     Raises:
         ValueError: NaN or infinity in a weight to be orthogonalized, or in a new value.
-        TypeError: ``reset.optimizer`` is ``"zero"`` and an optimizer's initial state is not zero.
+        TypeError: a weight is computed by a parametrization, or ``reset.optimizer`` is ``"zero"`` and an
+            optimizer's initial state is not zero.
     """
-    start = time.perf_counter()
+    seconds = -time.perf_counter()
     if reset.optimizer == "zero":
         for slot in slots.values():
             slot.check_zeroable()
     with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(slots)):
         plan = reset.plan(slots, batch, generator)
         plan.check()
+        seconds += time.perf_counter()
         reports = [
             describe(network, layer, plan.value_of(layer.weight), layer_scale(layer))
             for network, slot in slots.items()
             for layer in slot.layers()
         ]
+        seconds -= time.perf_counter()
         plan.write()
         for slot in slots.values():
             if reset.optimizer == "zero":
                 slot.zero_optimizer_state()
+            elif reset.optimizer == "rebuild":
+                slot.rebuild_optimizer_state()
             if reset.target == "sync":
                 slot.sync_target()
-    return ResetReport(tuple(reports), time.perf_counter() - start)
+        for device in _cuda_devices(slots):
+            torch.cuda.synchronize(device)
+    return ResetReport(tuple(reports), seconds + time.perf_counter())
 
 
 def _cuda_devices(slots: Mapping[str, NetworkSlot]) -> list[torch.device]:

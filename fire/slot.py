@@ -89,11 +89,16 @@ class NetworkSlot:
                 if isinstance(value, Tensor):
                     value.zero_()
 
+    def rebuild_optimizer_state(self) -> None:
+        """Drop the optimizer's state of the touched parameters: the next step creates it as in a new optimizer."""
+        for _, parameter in self.named_parameters():
+            self.optimizer.state.pop(parameter, None)
+
     def check_zeroable(self) -> None:
         """Raise TypeError where :meth:`zero_optimizer_state` would not give the state of a new optimizer."""
         if not isinstance(self.optimizer, ZERO_STATE_OPTIMIZERS):
             known = ", ".join(kind.__name__ for kind in ZERO_STATE_OPTIMIZERS)
             raise TypeError(
                 f"cannot zero the state of {type(self.optimizer).__name__}; known: {known} and subclasses; "
-                "use optimizer: keep"
+                "use optimizer: rebuild or keep"
             )

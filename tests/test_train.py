@@ -300,6 +300,23 @@ def test_temperature_is_reset_only_when_asked(tmp_path):
     assert logs["reset"] == pytest.approx(-0.2, abs=0.02)
 
 
+def test_the_normaliser_is_reset_only_when_asked(tmp_path):
+    counts = {}
+    for choice in ("keep", "reset"):
+        run(tmp_path / choice, "sac", "--reset.normalizer", choice, "--total-steps", "82")
+        counts[choice] = newest(tmp_path / choice)["agent"]["actor"]["normalizer.count"].item()
+    assert counts["keep"] == pytest.approx(82, abs=0.01)
+    assert counts["reset"] == pytest.approx(2, abs=0.01)  # the steps after the reset at 80
+
+
+@pytest.mark.parametrize("strategy", ["optimizer_only", "dash"])
+def test_a_rebuilt_optimizer_counts_its_steps_anew(tmp_path, strategy):
+    run(tmp_path, "sac", "--reset", strategy, "--reset.optimizer", "rebuild", "--total-steps", "82")
+    agent = newest(tmp_path)["agent"]
+    for name in ("actor_optimizer", "critic_optimizer"):
+        assert {state["step"].item() for state in agent[name]["state"].values()} == {2.0}
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path, monkeypatch, capsys):
     update = loop.make_agent
 
@@ -353,6 +370,8 @@ def command(*argv, cwd=ROOT):
         ("--env Pendulum-v9", "Pendulum-v9.*Pendulum-v1"),
         ("--env Pendulum-v1 --reset.networks q", "sac has no network 'q'; valid: actor, critic"),
         ("--algo dqn --env CartPole-v1 --reset.temperature reset", "dqn has no temperature; valid: keep"),
+        ("--algo dqn --env CartPole-v1 --reset.normalizer reset", "dqn has no normalizer; valid: keep"),
+        ("--reset fire --reset.source rewind", "reset.source"),
         ("--env Pendulum-v1 --seed -1", "seed must be at least 0"),
         ("--env Pendulum-v1 --replay.n-step 0", "n_step must be at least 1"),
         (

@@ -9,6 +9,7 @@ import torch
 from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
+from agents.networks import ObservationNormalizer
 from agents.replay import Batch
 from agents.sac import SAC
 from configs.schema import SACConfig
@@ -151,6 +152,17 @@ def test_reset_temperature_restores_value_and_optimizer():
     agent.reset_temperature()
     assert agent.log_alpha.item() == pytest.approx(math.log(0.01))
     assert all(not value.any() for value in agent.alpha_optimizer.state[agent.log_alpha].values())
+
+
+def test_reset_normalizer_forgets_observations_in_place():
+    agent = make()
+    first = dict(ObservationNormalizer(len(agent.normalizer.mean)).named_buffers())
+    storage = agent.normalizer.mean.data_ptr()
+    agent.observe(5 + np.arange(4 * first["mean"].numel(), dtype=np.float32).reshape(4, -1))
+    assert not torch.equal(agent.normalizer.shift, first["shift"])
+    agent.reset_normalizer()
+    assert all(torch.equal(value, first[name]) for name, value in agent.normalizer.named_buffers())
+    assert agent.normalizer.mean.data_ptr() == storage
 
 
 def test_state_round_trip_continues_bit_for_bit():

@@ -88,6 +88,8 @@ def test_optimizer_state_is_zeroed_or_kept(name: str, kind: str) -> None:
         reset_networks(
             {"net": slot}, make(name, optimizer=optimizer), batch_for(kind), torch.Generator().manual_seed(1)
         )
+        if optimizer == "rebuild":
+            assert not set(slot.optimizer.state) & set(slot.module.parameters())
         for parameter, values in slot.optimizer.state.items():
             for key, value in values.items():
                 if optimizer == "zero":
@@ -149,5 +151,5 @@ def test_preserved_submodules_are_untouched(name: str) -> None:
 
 
 def test_unknown_choice_is_an_error() -> None:
-    with pytest.raises(ValueError, match="optimizer 'fresh' is not one of zero, keep"):
+    with pytest.raises(ValueError, match="optimizer 'fresh' is not one of zero, rebuild, keep"):
         REGISTRY["full"](optimizer="fresh")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from fire.dash import DashReset
 from fire.injection import InjectedHead, PlasticityInjection, restore_structure
 from fire.layerwise import FireDqnReset, FireReset, FullReset, RandomOrthogonalReset, SrDqnReset
+from fire.probe import minibatches
 from fire.recycling import ContinualBackprop, ReDo, SelfNormalizedReset
 from fire.regularizers import l2_init, parseval
 from fire.resets import reset_networks
@@ -163,9 +165,40 @@ def test_dash_by_hand() -> None:
     direction = torch.tensor([[2.0, 0.0], [-3.0, -4.0], [2.0, 2.0]])
     slot = slot_of(module)
     slot.loss = lambda batch: -(module.weight * direction).sum()
-    reset_networks({"q": slot}, DashReset(min_shrink=0.1), None, generator())
+    reset_networks({"q": slot}, DashReset(min_shrink=0.1), torch.zeros(8), generator())
     expected = torch.tensor([[1.0, 0.0], [0.3, 0.4], [0.0, 2.0 * 0.5**0.5]])
     torch.testing.assert_close(module.weight.detach(), expected)
+
+
+def test_dash_follows_the_running_mean_of_minibatch_gradients_and_leaves_norms() -> None:
+    module = nn.Sequential(nn.Linear(2, 1), nn.LayerNorm(1))
+    with torch.no_grad():
+        module[0].weight.copy_(torch.tensor([[3.0, 4.0]]))
+        module[0].bias.fill_(2.0)
+    slot = slot_of(module)
+    # The gradient of minibatch t is minus its first row: (1, 0), then (0, 1); bias and norm have none.
+    slot.loss = lambda batch: -(module[0].weight * batch[0]).sum()
+    batch = torch.tensor([[1.0, 0.0], [9.0, 9.0], [0.0, 1.0], [9.0, 9.0]])
+    reset_networks({"q": slot}, DashReset(min_shrink=0.2, alpha=0.3, num_batches=2), batch, generator())
+    mean = torch.tensor([0.7 * 0.3, 0.3])
+    cosine = float((mean @ torch.tensor([3.0, 4.0])) / (5 * mean.norm()))
+    torch.testing.assert_close(module[0].weight.detach(), cosine * torch.tensor([[3.0, 4.0]]))
+    assert module[0].bias.item() == pytest.approx(0.4) and module[1].weight.item() == 1.0
+
+
+def test_minibatches_split_every_kind_of_batch() -> None:
+    class Pair(NamedTuple):
+        x: torch.Tensor
+        y: torch.Tensor
+
+    x = torch.arange(7)
+    first, second = minibatches({"a": Pair(x, 10 * x), "b": [x]}, 2)
+    assert first["a"].y.tolist() == [0, 10, 20] and second["b"][0].tolist() == [3, 4, 5]
+    assert isinstance(first["a"], Pair) and minibatches(x, 1)[0] is x
+    with pytest.raises(ValueError, match="7 samples do not make 8 minibatches"):
+        minibatches(x, 8)
+    with pytest.raises(TypeError, match="batch of type str"):
+        minibatches("batch", 2)
 
 
 # ---- plasticity injection ----
