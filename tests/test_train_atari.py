@@ -1,0 +1,100 @@
+"""The training loop on an Atari game: resume, what evaluation may touch, memory that is announced or refused."""
+
+import pytest
+import torch
+
+import agents
+import loop
+from configs import loader
+from envs import make_evaluation_env
+from tests.test_train import assert_same, newest, reset_records, table
+
+SMALL = (
+    "--algo dqn --env Asterix --reset fire --preset quick --total-steps 160 --replay.learning-starts 48 "
+    "--replay.batch-size 4 --replay.replay-ratio 0.25 --replay.n-step 3 --replay.replay-capacity 100 --env.num-envs 3 "
+    "--env.atari.max-frames 120 --reset.every 60 --reset.until 130 --eval.around-resets false --agent.target-update-period 5 --eval.every 70 "
+    "--eval.episodes 1 --eval.steps 0 --eval.num-envs 1 --log.every 30 --log.metrics-every 50 --log.probe-size 8 "
+    "--num-threads 1 --env.atari.num-threads 1"
+)
+
+pytestmark = pytest.mark.atari
+
+
+def run(run_dir, *extra):
+    config, _ = loader.load([*SMALL.split(), *extra])
+    return loop.train(config, run_dir)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("asterix")
+    run(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "stop_at", [36, 105]
+)  # in the warm-up; wrapped replay, games and lookaheads under way
+def test_resume_equals_the_uninterrupted_run_bit_for_bit(stop_at, finished, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        advance = loop.Run.advance
+
+        def stop(self, *args):
+            advance(self, *args)
+            self.stop_requested |= self.env_step >= stop_at
+
+        patch.setattr(loop.Run, "advance", stop)
+        assert run(tmp_path).env_step < 160
+    assert run(tmp_path).env_step >= 160
+    assert_same(newest(tmp_path), newest(finished))
+    for name in ("evaluations.csv", "scalars.csv"):
+        assert table(tmp_path / name) == table(finished / name)
+    assert reset_records(tmp_path) == reset_records(finished)
+
+
+def test_updates_are_made_and_both_resets_happen(finished):
+    state = newest(finished)
+    assert (
+        state["agent"]["update_step"] == (162 - 45) // 4
+    )  # 54 rows of 3, of which the first 15 were warm-up
+    assert [record["env_step"] for record in reset_records(finished)] == [60, 120]
+    assert state["replay"]["rows_filled"] <= 33
+
+
+def test_measuring_more_often_does_not_change_the_training(finished, tmp_path):
+    run(
+        tmp_path,
+        "--eval.every",
+        "40",
+        "--eval.epsilon",
+        "0.5",
+        "--log.metrics-every",
+        "30",
+        "--log.every",
+        "7",
+    )
+    assert_same(newest(tmp_path)["agent"], newest(finished)["agent"])
+    assert_same(newest(tmp_path)["replay"], newest(finished)["replay"])
+
+
+def paper_replay(device="cpu"):
+    config, _ = loader.load(["--algo", "dqn", "--env", "Asterix", "--preset", "paper"])
+    env = make_evaluation_env(config, 1)
+    spaces = (env.observation_space, env.action_space)
+    env.close()
+    return agents.make_replay(config, *spaces, 0.99, torch.device(device))
+
+
+def test_a_million_transitions_are_announced_before_they_take_memory(capsys, monkeypatch):
+    monkeypatch.setattr(agents, "available_memory", lambda device: 8 * 10**9)
+    replay = paper_replay()
+    assert replay.nbytes <= 7.2e9
+    assert "1,000,000 transitions will take 7.19 GB on cpu; 8.0 GB are available" in capsys.readouterr().out
+
+
+def test_a_buffer_beyond_the_available_memory_is_refused(monkeypatch):
+    monkeypatch.setattr(agents, "available_memory", lambda device: 3 * 10**9)
+    with pytest.raises(
+        loader.ConfigError, match=r"1,000,000 transitions need 7\.19 GB .* 3\.00 GB are available"
+    ):
+        paper_replay()
