@@ -29,6 +29,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import gymnasium as gym
 import mujoco
@@ -53,11 +54,24 @@ def clocked(work: Callable[[], None]) -> Seconds:
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
+class Contender(Protocol):
+    """One way to step N environments."""
+
+    def put(self, simulations: list[Simulation]) -> None:
+        """Take up the states of N simulations, solver's warm start included."""
+
+    def block(self, actions: np.ndarray) -> Seconds:
+        """Step through actions, (steps, N, 19) float32, and return how long that took."""
+
+
 class Bare:
-    """Steps the physics and nothing else, with one ``mj_step`` call per frame."""
+    """Steps the physics and nothing else, with one ``mj_step`` call per frame; its states are everybody's start."""
 
     def __init__(self, task: str, num_envs: int) -> None:
         self.simulations = [Simulation(scene(task)) for _ in range(num_envs)]
+
+    def put(self, simulations: list[Simulation]) -> None:
+        assert simulations is self.simulations
 
     def block(self, actions: np.ndarray) -> Seconds:
         compiled = self.simulations[0].scene
@@ -131,6 +145,7 @@ class OfficialElsewhere:
         return cpu, wall
 
     def close(self) -> None:
+        """End the process."""
         self.worker.stdin.close()
         self.worker.wait()
 
@@ -160,9 +175,7 @@ def vector_name(threads: int) -> str:
     return f"HumanoidVectorEnv, {threads} thread{'s' * (threads > 1)}"
 
 
-def measure(
-    contenders: dict[str, Bare | Singles | OfficialElsewhere | Batched], steps: int, blocks: int
-) -> dict[str, list[Seconds]]:
+def measure(contenders: dict[str, Contender], steps: int, blocks: int) -> dict[str, list[Seconds]]:
     """Return the times of every block per contender; ``contenders`` holds ``BARE``."""
     simulations = contenders[BARE].simulations
     generator = np.random.default_rng(0)
@@ -170,9 +183,8 @@ def measure(
     for block in range(blocks):
         for simulation in simulations:
             simulation.reset(generator)
-        for name, contender in contenders.items():
-            if name != BARE:
-                contender.put(simulations)
+        for contender in contenders.values():
+            contender.put(simulations)
         actions = generator.uniform(-1, 1, (steps, len(simulations), 19)).astype(np.float32)
         names = list(contenders)
         for name in names[block % len(names) :] + names[: block % len(names)]:
