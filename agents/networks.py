@@ -6,10 +6,12 @@ Shapes: B batch, E ensemble members, D observation size, A action size.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +63,34 @@ class ObservationNormalizer(nn.Module):
         return (obs - self.shift) * self.scale
 
 
+class _BatchedLinear(torch.autograd.Function):
+    """``x W^T + b`` for each member, with a weight gradient in the layout of the weight.
+
+    Autograd's own formula for a batched product returns it transposed, and the copy into the weight's layout costs as
+    much as the product itself.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        return (
+            torch.bmm(grad, weight) if wanted[0] else None,
+            torch.bmm(grad.mT, x) if wanted[1] else None,
+            grad.sum(1) if wanted[2] else None,
+        )
+
+
 class EnsembleLinear(nn.Module):
     """``E`` independent linear layers in one batched product: ``(E, B, in_features) -> (E, B, out_features)``."""
 
@@ -72,7 +102,7 @@ class EnsembleLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(ensemble_size, out_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.transpose(1, 2))
+        return _BatchedLinear.apply(x, self.weight, self.bias)
 
 
 class EnsembleLayerNorm(nn.Module):
@@ -87,7 +117,7 @@ class EnsembleLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normalised = F.layer_norm(x, (self.size,), eps=self.eps)
-        return torch.addcmul(self.bias.unsqueeze(1), normalised, self.weight.unsqueeze(1))
+        return (normalised * self.weight.unsqueeze(1)).add_(self.bias.unsqueeze(1))
 
 
 def _linear(in_features: int, out_features: int, ensemble_size: int | None, init: str) -> nn.Module:
@@ -121,7 +151,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.norm = _layer_norm(width, ensemble_size)
         self.expand = _linear(width, 4 * width, ensemble_size, "he_normal")
-        self.activation = nn.ReLU()
+        self.activation = nn.ReLU(inplace=True)  # the widest tensor of the network
         self.project = _linear(4 * width, width, ensemble_size, "he_normal")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -261,6 +291,19 @@ def _xavier_uniform(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Let gradients pass through ``module`` to its inputs without computing those of its learning parameters."""
+    learning = [p for p in module.parameters() if p.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 def build_seeded(factory: Callable[[], nn.Module], generator: torch.Generator) -> nn.Module:

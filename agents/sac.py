@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from agents import losses
 from agents.base import discount_from_horizon, probe_noise
-from agents.networks import ObservationNormalizer, SimbaActor, SimbaCritic, build_seeded
+from agents.networks import ObservationNormalizer, SimbaActor, SimbaCritic, build_seeded, frozen
 from agents.replay import Batch
 from common.seeding import torch_generator
 from configs.schema import SACConfig
@@ -130,7 +130,9 @@ class SAC:
 
     def _actor_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
         action, log_prob = losses.tanh_gaussian_sample(*self.actor(batch.obs), noise)
-        loss = losses.sac_actor_loss(self.critic(batch.obs, action), log_prob, self.log_alpha.detach().exp())
+        with frozen(self.critic):
+            q = self.critic(batch.obs, action)
+        loss = losses.sac_actor_loss(q, log_prob, self.log_alpha.detach().exp())
         return loss + self._regularize["actor"](), -log_prob.mean()
 
     def _critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
