@@ -103,7 +103,8 @@ class SAC:
     # Learning
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        actor_loss, entropy = self._actor_loss(batch, self._draw(batch))
+        with frozen(self.critic):
+            actor_loss, entropy = self._actor_loss(batch, self._draw(batch))
         _descend(self.actor_optimizer, actor_loss)
 
         alpha_loss = losses.temperature_loss(self.log_alpha, entropy, self.target_entropy)
@@ -130,8 +131,7 @@ class SAC:
 
     def _actor_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
         action, log_prob = losses.tanh_gaussian_sample(*self.actor(batch.obs), noise)
-        with frozen(self.critic):
-            q = self.critic(batch.obs, action)
+        q = self.critic(batch.obs, action)
         loss = losses.sac_actor_loss(q, log_prob, self.log_alpha.detach().exp())
         return loss + self._regularize["actor"](), -log_prob.mean()
 
