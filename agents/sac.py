@@ -67,14 +67,14 @@ class SAC:
         self.target_critic = copy.deepcopy(
             self.critic, {id(self.normalizer): self.normalizer}
         ).requires_grad_(False)
-        self.log_alpha = torch.tensor(math.log(config.init_temperature), device=device, requires_grad=True)
+        self.temperature = Temperature(config.init_temperature).to(device)
 
         optimizer = partial(
             torch.optim.AdamW, lr=config.learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True
         )
         self.actor_optimizer = optimizer(self.actor.parameters(), weight_decay=config.weight_decay)
         self.critic_optimizer = optimizer(self.critic.parameters(), weight_decay=config.weight_decay)
-        self.alpha_optimizer = optimizer([self.log_alpha], weight_decay=0.0)
+        self.alpha_optimizer = optimizer(self.temperature.parameters(), weight_decay=0.0)
         self._regularize = {
             name: Regularizer(config.l2_init, config.parseval, slot) for name, slot in self.networks().items()
         }
@@ -107,10 +107,10 @@ class SAC:
             actor_loss, entropy = self._actor_loss(batch, self._draw(batch))
         _descend(self.actor_optimizer, actor_loss)
 
-        alpha_loss = losses.temperature_loss(self.log_alpha, entropy, self.target_entropy)
+        alpha_loss = losses.temperature_loss(self.temperature.log_alpha, entropy, self.target_entropy)
         _descend(self.alpha_optimizer, alpha_loss)
 
-        critic_loss, q = self._critic_loss(batch, self._draw(batch))
+        critic_loss, q_mean = self._critic_loss(batch, self._draw(batch))
         _descend(self.critic_optimizer, critic_loss)
 
         with torch.no_grad():
@@ -121,9 +121,9 @@ class SAC:
             "actor_loss": actor_loss.detach(),
             "critic_loss": critic_loss.detach(),
             "ent_coef_loss": alpha_loss.detach(),
-            "ent_coef": self.log_alpha.detach().exp(),
+            "ent_coef": self.temperature().detach(),
             "entropy": entropy.detach(),
-            "q_mean": q.detach().mean(),
+            "q_mean": q_mean.detach(),
         }
 
     def _draw(self, batch: Batch) -> Tensor:
@@ -132,17 +132,18 @@ class SAC:
     def _actor_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
         action, log_prob = losses.tanh_gaussian_sample(*self.actor(batch.obs), noise)
         q = self.critic(batch.obs, action)
-        loss = losses.sac_actor_loss(q, log_prob, self.log_alpha.detach().exp())
+        loss = losses.sac_actor_loss(q, log_prob, self.temperature().detach())
         return loss + self._regularize["actor"](), -log_prob.mean()
 
     def _critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             next_action, next_log_prob = losses.tanh_gaussian_sample(*self.actor(batch.next_obs), noise)
             next_q = self.target_critic(batch.next_obs, next_action)
-            alpha = self.log_alpha.exp()
-            td_target = losses.sac_td_target(batch.reward, batch.discount, next_q, next_log_prob, alpha)
+            td_target = losses.sac_td_target(
+                batch.reward, batch.discount, next_q, next_log_prob, self.temperature()
+            )
         q = self.critic(batch.obs, batch.action)
-        return losses.sac_critic_loss(q, td_target) + self._regularize["critic"](), q
+        return losses.sac_critic_loss(q, td_target) + self._regularize["critic"](), q.mean()
 
     # Resets, metrics, checkpoints
 
@@ -190,8 +191,8 @@ class SAC:
     @torch.no_grad()
     def reset_temperature(self) -> None:
         """Return the temperature to its initial value, with a fresh optimizer state."""
-        self.log_alpha.fill_(math.log(self.config.init_temperature))
-        for value in self.alpha_optimizer.state[self.log_alpha].values():
+        self.temperature.log_alpha.fill_(math.log(self.config.init_temperature))
+        for value in self.alpha_optimizer.state[self.temperature.log_alpha].values():
             value.zero_()
 
     def reset_normalizer(self) -> None:
@@ -207,7 +208,7 @@ class SAC:
         return {
             **modules,
             **optimizers,
-            "log_alpha": self.log_alpha.detach().clone(),
+            "log_alpha": self.temperature.log_alpha.detach().clone(),
             "update_step": self.update_step,
             "explore": self._explore.get_state(),
             "noise": self._noise.get_state(),
@@ -226,10 +227,21 @@ class SAC:
         ):
             getattr(self, name).load_state_dict(state[name])
         with torch.no_grad():
-            self.log_alpha.copy_(state["log_alpha"])
+            self.temperature.log_alpha.copy_(state["log_alpha"])
         self.update_step = int(state["update_step"])
         self._explore.set_state(state["explore"].cpu())
         self._noise.set_state(state["noise"].cpu())
+
+
+class Temperature(nn.Module):
+    """SAC's entropy coefficient ``alpha``, learned as its logarithm."""
+
+    def __init__(self, initial: float) -> None:
+        super().__init__()
+        self.log_alpha = nn.Parameter(torch.tensor(math.log(initial)))
+
+    def forward(self) -> Tensor:
+        return self.log_alpha.exp()
 
 
 def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -75,7 +75,7 @@ def test_one_update_equals_the_algorithm_written_out():
     critic_optimizer.step()
 
     agent.update(data)
-    torch.testing.assert_close(agent.log_alpha, log_alpha)
+    torch.testing.assert_close(agent.temperature.log_alpha, log_alpha)
     for mine, reference in ((agent.actor, actor), (agent.critic, critic)):
         for name, value in reference.state_dict().items():
             torch.testing.assert_close(
@@ -148,10 +148,10 @@ def test_reset_temperature_restores_value_and_optimizer():
     agent = make()
     for _ in range(3):
         agent.update(batch())
-    assert agent.log_alpha.item() != pytest.approx(math.log(0.01), abs=1e-6)
+    assert agent.temperature.log_alpha.item() != pytest.approx(math.log(0.01), abs=1e-6)
     agent.reset_temperature()
-    assert agent.log_alpha.item() == pytest.approx(math.log(0.01))
-    assert all(not value.any() for value in agent.alpha_optimizer.state[agent.log_alpha].values())
+    assert agent.temperature.log_alpha.item() == pytest.approx(math.log(0.01))
+    assert all(not value.any() for value in agent.alpha_optimizer.state[agent.temperature.log_alpha].values())
 
 
 def test_reset_normalizer_forgets_observations_in_place():
