@@ -17,6 +17,7 @@ from configs.schema import Config
 from envs import human_normalized_score, make_evaluation_env, make_training_env, success_score
 from envs.vec import VecEnv
 from evaluate import Evaluation, RandomPolicy, evaluate
+from fire.diagnostics import diagnose, spectra
 from fire.metrics import measure
 from fire.resets import make_reset, reset_networks
 from fire.slot import NetworkSlot
@@ -103,7 +104,13 @@ def evaluation(run: Run, policy: Agent | RandomPolicy, eval_env: VecEnv, when: s
 def plasticity(run: Run, agent: Agent, replay: Replay) -> dict[str, float]:
     """Measure the plasticity metrics on a probe batch that depends on the run's seed and the present step alone."""
     run.check_finite(agent)
-    return measure(agent.networks(), probe(run, replay), dormancy_threshold=run.config.log.dormancy_threshold)
+    slots, batch, options = agent.networks(), probe(run, replay), run.config.log
+    metrics = measure(slots, batch, dormancy_threshold=options.dormancy_threshold)
+    if options.expensive_metrics:
+        metrics |= diagnose(slots, batch, torch_generator(run.config.seed, "metrics", run.env_step, 1))
+    if options.histograms:
+        run.log_histograms(spectra(slots))
+    return metrics
 
 
 def probe(run: Run, replay: Replay, count: int = 1) -> Batch:

@@ -123,6 +123,7 @@ class DQN:
                 build=self._fresh,
                 initial=self._initial,
                 forward=lambda batch: self.q(batch.obs),
+                forward_next=lambda batch: self.q(batch.next_obs),
                 loss=lambda batch: self._loss(batch)[0],
                 target=self.target_q,
                 injected=("head",) if self._is_pixels else (),

@@ -168,6 +168,7 @@ class SAC:
                 build=partial(self._fresh, "critic"),
                 initial=partial(self._initial, "critic"),
                 forward=lambda batch: self.critic(batch.obs, batch.action),
+                forward_next=self._forward_next,
                 loss=partial(probe, self._critic_loss),
                 target=self.target_critic,
                 heads=("value",),
@@ -175,6 +176,11 @@ class SAC:
                 ensemble_size=self.config.num_critics,
             ),
         }
+
+    def _forward_next(self, batch: Batch) -> Tensor:
+        noise = probe_noise(batch.action.shape, self.device)
+        action, _ = losses.tanh_gaussian_sample(*self.actor(batch.next_obs), noise)
+        return self.critic(batch.next_obs, action)
 
     def _fresh(self, name: str, generator: torch.Generator) -> nn.Module:
         return build_seeded(self._builders[name], generator).to(self.device)

@@ -6,6 +6,7 @@ import csv
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -36,6 +37,11 @@ class Logger:
         for key, value in values.items():
             self._tensorboard.add_scalar(key, value, env_step)
             self._csv.writerow([env_step, key, repr(float(value))])
+
+    def histograms(self, values: Mapping[str, Any], env_step: int) -> None:
+        """Write the distributions of arrays of numbers, to TensorBoard alone."""
+        for key, value in values.items():
+            self._tensorboard.add_histogram(key, value, env_step)
 
     def text(self, key: str, text: str) -> None:
         self._tensorboard.add_text(key, text)

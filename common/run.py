@@ -156,6 +156,10 @@ class Run:
         """Write scalars at the present step."""
         self._logger.scalars(values, self.env_step)
 
+    def log_histograms(self, values: Mapping[str, Any]) -> None:
+        """Write histograms at the present step."""
+        self._logger.histograms(values, self.env_step)
+
     def log_plasticity(self, metrics: Mapping[str, float]) -> None:
         """Write a measurement on the metrics' own period and let the trigger see it.
 

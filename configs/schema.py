@@ -172,6 +172,14 @@ class LogConfig:
     dormancy_threshold: float = option(
         0.1, "a unit is dormant when its normalised activation is at most this", minimum=0
     )
+    expensive_metrics: bool = option(
+        False,
+        "with the plasticity metrics also curvature, gradient agreement, co-adaptation, trial updates and the "
+        "trainability probe: seconds to minutes each time",
+    )
+    histograms: bool = option(
+        False, "with the plasticity metrics also histograms of every layer's singular values, in TensorBoard"
+    )
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,24 @@
 """Costlier looks at plasticity: more ranks, curvature, gradient agreement, distance travelled, trainability.
 
-``diagnose`` collects what fits every network; it takes seconds where ``measure`` takes milliseconds, so
-call it rarely. The other functions need something an agent has and a network has not, such as next-state
-features.
+``diagnose`` collects them for all networks; it takes seconds where ``measure`` takes milliseconds, so call it
+rarely.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fire.metrics import joint_norm
-from fire.probe import leave_no_trace, probe
+from fire.metrics import effective_rank, joint_norm
+from fire.probe import leave_no_trace, minibatches, probe
 from fire.slot import NetworkSlot
+from fire.trials import gradients, trainability, trial_update
+
+# Gradients whose agreement is measured: the probe batch is cut into so many minibatches, or fewer if it is small.
+GRADIENT_BATCHES = 8
 
 DIAGNOSTIC_KEYS = (
     "plasticity/<network>/stable_rank",
@@ -24,7 +26,12 @@ DIAGNOSTIC_KEYS = (
     "plasticity/<network>/pca_rank",
     "plasticity/<network>/distance_to_init",
     "plasticity/<network>/effective_learning_rate",
+    "plasticity/<network>/update_norm",
+    "plasticity/<network>/relative_update_norm",
     "plasticity/<network>/hessian_top_eigenvalue",
+    "plasticity/<network>/gradient_cosine",
+    "plasticity/<network>/gradient_rank",
+    "plasticity/<network>/coadaptation",
     "plasticity/<network>/trainability_loss",
     "plasticity/<network>/trainability_loss_fresh",
 )
@@ -77,14 +84,6 @@ def spectra(slots: Mapping[str, NetworkSlot]) -> dict[str, Tensor]:
         for network, slot in slots.items()
         for layer in slot.layers()
     }
-
-
-def gradients(slot: NetworkSlot, batch: Any) -> list[Tensor]:
-    """Gradient of ``slot.loss`` for every learning parameter, zero where it has none; ``.grad`` stays as it was."""
-    parameters = [p for p in slot.module.parameters() if p.requires_grad]
-    with leave_no_trace(slot), torch.enable_grad():
-        found = torch.autograd.grad(slot.loss(batch), parameters, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
 
 def gradient_covariance(slot: NetworkSlot, batches: Sequence[Any]) -> Tensor:
@@ -140,60 +139,18 @@ def hessian_top_eigenvalue(
     return eigenvalue
 
 
-def trainability(
-    slot: NetworkSlot,
-    batch: Any,
-    generator: torch.Generator,
-    *,
-    steps: int = 100,
-    learning_rate: float = 1e-3,
-) -> tuple[float, float]:
-    """How well the network can fit random targets, from here and from fresh weights (after Lyle et al. 2023).
-
-    Standard normal targets for the output on ``batch``, Adam, mean squared error. Weights, buffers and
-    optimizer are put back afterwards.
-
-    Returns:
-        Loss after ``steps`` updates from the present weights, and from ``slot.build``'s. Predicting zero
-        gives about 1.
-    """
-    with leave_no_trace(slot), torch.no_grad():
-        shape = slot.forward(batch).shape
-    targets = torch.randn(shape, generator=generator)
-    saved = copy.deepcopy(slot.module.state_dict())
-    fresh = slot.build(generator).state_dict()
-
-    def fit() -> float:
-        parameters = [p for p in slot.module.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(parameters, lr=learning_rate)
-        goal = targets.to(parameters[0])
-        for _ in range(steps):
-            loss = nn.functional.mse_loss(slot.forward(batch), goal)
-            found = torch.autograd.grad(loss, parameters, allow_unused=True)
-            _step(optimizer, parameters, found)
-        with torch.no_grad():
-            return float(nn.functional.mse_loss(slot.forward(batch), goal))
-
-    return _at(slot, saved, saved, fit), _at(slot, fresh, saved, fit)
-
-
 def diagnose(
     slots: Mapping[str, NetworkSlot], batch: Any, generator: torch.Generator, *, steps: int = 100
 ) -> dict[str, float]:
     """Run the diagnostics of every network and return them under the keys of ``DIAGNOSTIC_KEYS``.
 
     Leaves everything as it was, like :func:`fire.metrics.measure`; draws from ``generator`` (CPU) only.
-    Ranks of ensembles are averaged over members.
+    Ranks and co-adaptation of ensembles are averaged over members. What a network cannot have is left out:
+    co-adaptation without ``slot.forward_next``, ranks without a head.
     """
     scalars: dict[str, float] = {}
     for network, slot in slots.items():
-        features = probe(slot, batch).features
-        ranks: dict[str, Callable[[Tensor], float]] = {
-            "stable_rank": stable_rank,
-            "feature_rank": feature_rank,
-            "pca_rank": pca_rank,
-        }
-        values = {name: sum(map(rank, features)) / len(features) for name, rank in ranks.items()}
+        values = _of_features(slot, batch)
         parameters = {n: p.detach() for n, p in slot.module.named_parameters()}
         first = dict(slot.initial().named_parameters())
         shared = [
@@ -204,31 +161,42 @@ def diagnose(
             [*parameters.values()]
         )
         values["hessian_top_eigenvalue"] = hessian_top_eigenvalue(slot, batch, generator)
+        values["update_norm"], values["relative_update_norm"] = trial_update(slot, batch)
+        values |= _of_gradients(slot, batch)
         here, fresh = trainability(slot, batch, generator, steps=steps)
         values |= {"trainability_loss": here, "trainability_loss_fresh": fresh}
         scalars |= {f"plasticity/{network}/{name}": value for name, value in values.items()}
     return scalars
 
 
-def _step(
-    optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], found: Sequence[Tensor | None]
-) -> None:
-    """One optimizer step along ``found`` that leaves every ``.grad`` as it was."""
-    kept = [parameter.grad for parameter in parameters]
-    for parameter, gradient in zip(parameters, found, strict=True):
-        parameter.grad = gradient
-    optimizer.step()
-    for parameter, gradient in zip(parameters, kept, strict=True):
-        parameter.grad = gradient
+def _of_features(slot: NetworkSlot, batch: Any) -> dict[str, float]:
+    features = probe(slot, batch).features
+    if features is None:
+        return {}
+    ranks: dict[str, Callable[[Tensor], float]] = {
+        "stable_rank": stable_rank,
+        "feature_rank": feature_rank,
+        "pca_rank": pca_rank,
+    }
+    values = {name: sum(map(rank, features)) / len(features) for name, rank in ranks.items()}
+    if slot.forward_next is not None:
+        following = probe(slot, batch, slot.forward_next).features
+        pairs = list(zip(features, following, strict=True))
+        values["coadaptation"] = sum(coadaptation(*pair) for pair in pairs) / len(pairs)
+    return values
 
 
-def _at(
-    slot: NetworkSlot, state: Mapping[str, Tensor], saved: Mapping[str, Tensor], call: Callable[[], float]
-) -> float:
-    """Run ``call`` with the module's values set to ``state``, then set them to ``saved``, in place."""
-    try:
-        slot.module.load_state_dict(state)
-        with leave_no_trace(slot), torch.enable_grad():
-            return call()
-    finally:
-        slot.module.load_state_dict(saved)
+def _of_gradients(slot: NetworkSlot, batch: Any) -> dict[str, float]:
+    count = min(GRADIENT_BATCHES, _length(batch))
+    if count < 2:
+        return {}
+    cosines = gradient_covariance(slot, minibatches(batch, count))
+    between = (cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1))
+    return {"gradient_cosine": float(between), "gradient_rank": effective_rank(cosines)}
+
+
+def _length(batch: Any) -> int:
+    """Number of samples of a tensor, or of tuples, lists and mappings of tensors."""
+    while not isinstance(batch, Tensor):
+        batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
+    return len(batch)

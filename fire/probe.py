@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +71,8 @@ def leave_no_trace(slot: NetworkSlot) -> Iterator[None]:
             module.training = training
 
 
-def probe(slot: NetworkSlot, batch: Any) -> Probe:
-    """Run ``slot.forward`` once on ``batch`` and collect activations and features, detached.
+def probe(slot: NetworkSlot, batch: Any, forward: Callable[[Any], Tensor] | None = None) -> Probe:
+    """Run ``forward`` (default ``slot.forward``) once on ``batch`` and collect activations and features, detached.
 
     Activations computed by functions instead of modules (``torch.relu``) cannot be seen.
     """
@@ -111,7 +111,7 @@ def probe(slot: NetworkSlot, batch: Any) -> Probe:
             if isinstance(module, ACTIVATIONS):
                 handles.append(module.register_forward_hook(on_activation(name)))
         with leave_no_trace(slot), torch.no_grad():
-            slot.forward(batch)
+            (slot.forward if forward is None else forward)(batch)
     finally:
         for handle in handles:
             handle.remove()

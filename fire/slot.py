@@ -34,6 +34,7 @@ class NetworkSlot:
         initial: returns the network with the run's first weights, for resets that rewind.
         forward: runs ``module`` once on a batch as in training, so that hooks see its activations.
         loss: scalar training loss on a batch, the same for the same batch; gradients reach ``module`` only.
+        forward_next: like ``forward`` on the next states and the policy's actions there, for co-adaptation.
         target: slowly following copy of ``module``, if the agent has one.
         heads: names of the output layers inside ``module``; empty means the last weight layer.
         injected: names of the submodules that plasticity injection doubles; empty means the output layers.
@@ -47,6 +48,7 @@ class NetworkSlot:
     initial: Callable[[], nn.Module]
     forward: Callable[[Any], Tensor]
     loss: Callable[[Any], Tensor]
+    forward_next: Callable[[Any], Tensor] | None = None
     target: nn.Module | None = None
     heads: tuple[str, ...] = ()
     injected: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fire.diagnostics import DIAGNOSTIC_KEYS
 from fire.metrics import METRIC_KEYS
 from fire.report import RESET_KEYS
 
@@ -62,7 +63,9 @@ def documented_keys():
 
 def test_every_metric_and_reset_key_is_documented_and_nothing_else():
     ours = {key for key in documented_keys() if key.startswith(("plasticity/", "reset/"))}
-    assert ours == set(METRIC_KEYS) | set(RESET_KEYS) | {"reset/<network>/recycled_units"}
+    assert ours == set(METRIC_KEYS) | set(DIAGNOSTIC_KEYS) | set(RESET_KEYS) | {
+        "reset/<network>/recycled_units"
+    }
 
 
 def test_no_installed_package_needs_the_package_named_fire():

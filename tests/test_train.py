@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import loop
 import train
 from common import checkpoint
 from configs import loader
+from fire.diagnostics import DIAGNOSTIC_KEYS
 
 ROOT = Path(__file__).parent.parent
 COMMON = (
@@ -161,8 +163,39 @@ def test_every_logged_key_is_documented(algo, finished):
         row[1] for folder in finished.values() for row in table_of_everything(folder / "scalars.csv")
     }
     # Those of strategies and environments that neither run uses are left out.
-    own = [p for p in patterns if not p.endswith(("recycled_units", "human_normalized_score"))]
+    others = ("recycled_units", "human_normalized_score", *(key.split("/")[-1] for key in DIAGNOSTIC_KEYS))
+    own = [p for p in patterns if not p.endswith(others) and not p.startswith("spectrum/")]
     assert not [p for p in own if not any(re.fullmatch(p, key) for key in everything)]
+
+
+@pytest.mark.parametrize("algo", SMALL)
+def test_expensive_metrics_and_histograms_are_logged_and_do_not_change_the_training(algo, finished, tmp_path):
+    run(tmp_path, algo, "--log.expensive-metrics", "true", "--log.histograms", "true")
+    assert_same(newest(tmp_path)["agent"], newest(finished[algo])["agent"])
+    assert_same(newest(tmp_path)["replay"], newest(finished[algo])["replay"])
+
+    logged: dict[str, list[int]] = {}
+    for step, key, value in table_of_everything(tmp_path / "scalars.csv"):
+        logged.setdefault(key, []).append(int(step))
+        assert math.isfinite(float(value)), key
+    networks = {"sac": ("actor", "critic"), "dqn": ("q",)}[algo]
+    for key in DIAGNOSTIC_KEYS:
+        for network in networks:
+            steps = logged.get(key.replace("<network>", network), [])
+            missing = key.endswith("coadaptation") and network == "actor"
+            assert steps == ([] if missing else logged[f"plasticity/{network}/srank"])
+    events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0}).Reload()
+    written = events.Tags()["histograms"]
+    config = loader.read_config(tmp_path / "config.yaml")
+    agent = loop.make_agent(config, *_spaces(config), torch.device("cpu"))
+    layers = [
+        f"spectrum/{name}/{layer.name}" for name, slot in agent.networks().items() for layer in slot.layers()
+    ]
+    assert sorted(written) == sorted(layers)
+    last = events.Histograms(layers[-1])[-1]
+    assert last.histogram_value.num == min(
+        agent.networks()[networks[-1]].layers()[-1].matrices().shape[-2:]
+    ) * (2 if algo == "sac" else 1)
 
 
 def table_of_everything(path):

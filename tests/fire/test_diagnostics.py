@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 from torch import nn
 
 from fire import diagnostics
+from fire.injection import PlasticityInjection
+from fire.resets import reset_networks
+from fire.trials import trainability, trial_update
 from tests.fire.fire_networks import ARCHITECTURES, batch_for, make_slot
 from tests.fire.test_metrics import features_with, slot_of
 
@@ -85,22 +89,90 @@ def test_trainability_tells_a_dead_network_from_a_fresh_one() -> None:
     slot, batch = make_slot("conv"), batch_for("conv")
     with torch.no_grad():
         slot.module[6].bias.fill_(-100.0)  # every unit below the head is silent
-    here, fresh = diagnostics.trainability(slot, batch, generator(), steps=150, learning_rate=1e-2)
+    here, fresh = trainability(slot, batch, generator(), steps=150, learning_rate=1e-2)
     assert fresh < 0.5 * here
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+def test_trial_update_is_the_first_step_of_adam(weight_decay: float) -> None:
+    slot, batch = make_slot("mlp", train_steps=0), batch_for("mlp")
+    slot.optimizer = torch.optim.AdamW(slot.module.parameters(), lr=1e-2, eps=0.0, weight_decay=weight_decay)
+    before = [p.detach().clone() for p in slot.module.parameters()]
+    slopes = diagnostics.gradients(slot, batch)
+    # The first step of Adam is the sign of the gradient times the learning rate; AdamW also shrinks by lr * decay.
+    steps = [-1e-2 * (g.sign() + weight_decay * p) for g, p in zip(slopes, before, strict=True)]
+    expected = float(torch.cat([step.flatten() for step in steps]).norm())
+    size = float(torch.cat([p.flatten() for p in before]).norm())
+    assert trial_update(slot, batch) == (
+        pytest.approx(expected, rel=1e-5),
+        pytest.approx(expected / size, rel=1e-5),
+    )
+    assert not slot.optimizer.state
+    assert all(torch.equal(p, b) for p, b in zip(slot.module.parameters(), before, strict=True))
+
+
+def test_trial_update_moves_nothing_that_shares_the_optimizer() -> None:
+    slot, other = make_slot("mlp", train_steps=1), nn.Parameter(torch.ones(2))
+    other.grad = torch.ones(2)
+    slot.optimizer.add_param_group({"params": [other]})
+    before = {p: {k: v.clone() for k, v in s.items()} for p, s in slot.optimizer.state.items()}
+    trial_update(slot, batch_for("mlp"))
+    assert torch.equal(other, torch.ones(2)) and torch.equal(other.grad, torch.ones(2))
+    assert slot.optimizer.state.keys() == before.keys()
+    for parameter, values in before.items():
+        assert all(torch.equal(value, slot.optimizer.state[parameter][key]) for key, value in values.items())
+
+
+def test_agreeing_and_opposing_gradients() -> None:
+    module = nn.Linear(2, 1, bias=False)
+    slot = slot_of(module)
+    slot.loss = lambda batch: module(batch).sum()
+    same, opposed = torch.ones(16, 2), torch.ones(16, 2)
+    opposed[::4], opposed[1::4] = -1, -1  # every second of the 8 minibatches of 2
+    found = diagnostics.diagnose({"q": slot}, same, generator(), steps=1)
+    assert found["plasticity/q/gradient_cosine"] == pytest.approx(1.0)
+    assert found["plasticity/q/gradient_rank"] == pytest.approx(1.0)
+    found = diagnostics.diagnose({"q": slot}, opposed, generator(), steps=1)
+    assert found["plasticity/q/gradient_cosine"] == pytest.approx((2 * 4 * 3 - 2 * 16) / (8 * 7))
+
+
+def test_coadaptation_needs_next_features() -> None:
+    slot, batch = make_slot("twin"), batch_for("twin")
+    assert "plasticity/q/coadaptation" not in diagnostics.diagnose({"q": slot}, batch, generator(), steps=1)
+    slot.forward_next = slot.forward
+    found = diagnostics.diagnose({"q": slot}, batch, generator(), steps=1)["plasticity/q/coadaptation"]
+    features = diagnostics.probe(slot, batch).features  # (2, samples, features): per critic, then averaged
+    assert found == pytest.approx(float(features.double().square().sum(-1).mean()), rel=1e-6)
+
+
+def test_trainability_after_two_injections() -> None:
+    slot, batch = make_slot("mlp"), batch_for("mlp")
+    for seed in range(2):
+        reset_networks({"q": slot}, PlasticityInjection(), batch, generator(seed))
+    before = {name: value.clone() for name, value in slot.module.state_dict().items()}
+    here, fresh = trainability(slot, batch, generator(), steps=2)
+    assert math.isfinite(here) and math.isfinite(fresh)
+    assert all(torch.equal(before[name], value) for name, value in slot.module.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", list(ARCHITECTURES))
 def test_diagnosing_leaves_no_trace_and_gives_the_documented_keys(kind: str) -> None:
     slot, batch = make_slot(kind), batch_for(kind)
+    slot.forward_next = slot.forward
     slot.module.train()
     values = {name: value.clone() for name, value in slot.module.state_dict().items()}
     pointers = [p.data_ptr() for p in slot.module.parameters()]
     gradients = [p.grad.clone() for p in slot.module.parameters()]
+    moments = copy.deepcopy(slot.optimizer.state_dict()["state"])
     random_state = torch.random.get_rng_state()
     scalars = diagnostics.diagnose({"net": slot}, batch, generator(), steps=3)
     assert torch.equal(random_state, torch.random.get_rng_state())
     assert all(torch.equal(values[name], value) for name, value in slot.module.state_dict().items())
     assert all(torch.equal(g, p.grad) for g, p in zip(gradients, slot.module.parameters(), strict=True))
+    state = slot.optimizer.state_dict()["state"]
+    assert all(
+        torch.equal(value, state[i][key]) for i, each in moments.items() for key, value in each.items()
+    )
     assert pointers == [p.data_ptr() for p in slot.module.parameters()]
     assert all(module.training for module in slot.module.modules())
     assert set(scalars) == {key.replace("<network>", "net") for key in diagnostics.DIAGNOSTIC_KEYS}
