@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 from collections.abc import Iterator
 
 import gymnasium as gym
@@ -30,16 +31,22 @@ def resolve_env_id(env_id: str) -> str:
     if env_id.startswith(PREFIX):
         return resolve_official(env_id)
     for candidate in (env_id, f"{env_id}-v0" if env_id.startswith("h1-") else env_id):
-        if candidate in gym.registry:
+        if candidate in gym.registry and not _is_atari(candidate):
             return candidate
     if game := find_game(env_id):
         return f"{NAMESPACE}{game_names()[game]}-v5"
     short_names = [name.removesuffix("-v0") for name in gym.registry if name.startswith("h1-")]
-    others = [name for name, spec in gym.registry.items() if not str(spec.entry_point).startswith("ale_py")]
-    names = [*others, *short_names, *game_names().values()]
-    nearest = difflib.get_close_matches(env_id, names, n=5, cutoff=0.4)
+    names = [*short_names, *game_names().values()]
+    names += [name for name in gym.registry if not _is_atari(name)]
+    # Older ids, such as BreakoutNoFrameskip-v4, name a game and half of a protocol.
+    wanted = re.sub(r"(NoFrameskip|Deterministic)?-v[04]$", "", env_id)
+    nearest = difflib.get_close_matches(wanted, names, n=5, cutoff=0.4)
     hint = f"nearest names: {', '.join(nearest)}" if nearest else "see gymnasium.pprint_registry()"
     raise EnvError(f"unknown environment {env_id!r}; {hint}")
+
+
+def _is_atari(registered: str) -> bool:
+    return str(gym.spec(registered).entry_point).startswith("ale_py")
 
 
 def make_env(env_id: str, action_repeat: int = 1, render_mode: str | None = None) -> gym.Env:

@@ -159,7 +159,7 @@ class VecEnv:
             where = ended.reshape(-1, *[1] * (next_obs.ndim - 1))
             self._obs = np.where(where, self._reset_where(over), next_obs)
         else:
-            self._obs = next_obs
+            self._obs = next_obs.copy()
         reward = infos.get("learner_reward", reward).astype(np.float32)
         return Step(self._obs.copy(), next_obs, reward, terminated, truncated, episodes)
 
