@@ -58,16 +58,7 @@ def make_agent(
     else:
         learning_starts, total_steps = config.replay.learning_starts, config.total_steps
         num_actions = int(action_space.n)
-        agent = DQN(
-            config.agent,
-            obs_shape,
-            num_actions,
-            learning_starts,
-            total_steps,
-            config.seed,
-            device,
-            config.compile,
-        )
+        agent = DQN(config.agent, obs_shape, num_actions, learning_starts, total_steps, config.seed, device)
 
     unknown = sorted(set(config.reset.networks) - set(agent.networks()))
     if unknown:

@@ -36,7 +36,6 @@ class DQN:
         total_steps: env steps of the run, of which epsilon falls over a fraction.
         seed: run seed; the agent draws from the streams ``init`` and ``explore``.
         device: where networks and generators live.
-        compiled: whether the updates' loss and its gradient go through ``torch.compile``.
     """
 
     def __init__(
@@ -48,7 +47,6 @@ class DQN:
         total_steps: int,
         seed: int,
         device: torch.device,
-        compiled: bool = False,
     ) -> None:
         self.config = config
         self.device = device
@@ -74,8 +72,6 @@ class DQN:
         )
         self._regularize = Regularizer(config.l2_init, config.parseval, self.networks()["q"])
         self._explore = torch_generator(seed, "explore")
-        # Resets write into the parameters' storage, so what was compiled stays valid.
-        self._update_loss = torch.compile(self._loss, dynamic=False) if compiled else self._loss
 
     # Acting
 
@@ -96,7 +92,7 @@ class DQN:
     # Learning
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        loss, q = self._update_loss(batch)
+        loss, q = self._loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

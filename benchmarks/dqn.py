@@ -99,7 +99,7 @@ class Published:
 class Ours:
     """The suite's agent and replay, with what ``loop.py`` sets up around them."""
 
-    def __init__(self, num_actions: int, compiled: bool) -> None:
+    def __init__(self, num_actions: int, compiled: bool = False) -> None:
         import torch
 
         from agents import DQN, FrameReplay
@@ -108,7 +108,9 @@ class Ours:
 
         keep_freed_memory()
         device = torch.device("cpu")
-        self.agent = DQN(DQNConfig(), (4, 84, 84), num_actions, 0, 1_000_000, 0, device, compiled)
+        self.agent = DQN(DQNConfig(), (4, 84, 84), num_actions, 0, 1_000_000, 0, device)
+        if compiled:
+            self.agent._loss = torch.compile(self.agent._loss, dynamic=False)
         self.replay = FrameReplay(STORED, NUM_ENVS, (4, 84, 84), num_actions, 0.99)
         self.generator = torch.Generator().manual_seed(0)
         self.add = self.replay.add
@@ -205,7 +207,7 @@ def resets(game: str, rounds: int, contenders: list[str]) -> dict[str, object]:
     from fire.resets import REGISTRY, reset_networks
 
     torch.set_num_threads(1)
-    learner = Ours(18, compiled=False)
+    learner = Ours(18)
     frames = torch.randint(0, 256, (256, 5, 84, 84), dtype=torch.uint8)
     batch = Batch(frames[:, :4], torch.zeros(256).long(), torch.zeros(256), torch.zeros(256), frames[:, 1:])
     small = Batch(*(field[:BATCH] for field in batch))

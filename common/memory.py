@@ -25,16 +25,29 @@ def available_memory(device: torch.device) -> int | None:
         available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return None
-    try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        if limit != "max":
-            # Cached files count as used there, but give way when memory is asked for.
-            stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-            used = int((_CGROUP / "memory.current").read_text()) - int(stat["inactive_file"])
-            available = min(available, max(int(limit) - used, 0))
-    except (OSError, KeyError, ValueError):
-        pass  # no control group of version 2, hence no limit to know of
+    for left in (_left_in_cgroup_2(), _left_in_cgroup_1()):
+        available = available if left is None else min(available, left)
     return available
+
+
+def _left_in_cgroup_2() -> int | None:
+    """Bytes below the limit of a version 2 control group; None without one."""
+    return _left(_CGROUP, "memory.max", "memory.current", "inactive_file")
+
+
+def _left_in_cgroup_1() -> int | None:
+    """The same for version 1."""
+    return _left(_CGROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def _left(folder: Path, limit: str, usage: str, cached: str) -> int | None:
+    try:
+        most, used = ((folder / name).read_text().strip() for name in (limit, usage))
+        # Cached files count as used, but give way when memory is asked for.
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return None if most == "max" else max(int(most) - int(used) + int(stat[cached]), 0)
+    except (OSError, KeyError, ValueError):
+        return None
 
 
 def keep_freed_memory() -> bool:

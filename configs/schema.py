@@ -207,9 +207,6 @@ class Config:
     )
     device: str = option("auto", "where networks and replay live", choices=("auto", "cpu", "cuda"))
     num_threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's own choice", minimum=0)
-    compile: bool = option(
-        False, "compile DQN's loss with torch.compile: faster updates after a minute of waiting; needs a C++ compiler"
-    )
     env: EnvConfig = EnvConfig()
     atari: AtariConfig = AtariConfig()  # its options are keys of `env.atari`
     replay: ReplayConfig = ReplayConfig()

@@ -10,11 +10,11 @@ from envs import make_evaluation_env
 from tests.test_train import assert_same, newest, reset_records, table
 
 SMALL = (
-    "--algo dqn --env Asterix --reset fire --preset quick --total-steps 160 --replay.learning-starts 48 "
-    "--replay.batch-size 4 --replay.replay-ratio 0.25 --replay.n-step 3 --replay.replay-capacity 100 --env.num-envs 3 "
-    "--env.atari.max-frames 120 --reset.every 60 --reset.until 130 --eval.around-resets false --agent.target-update-period 5 --eval.every 70 "
-    "--eval.episodes 1 --eval.steps 0 --eval.num-envs 1 --log.every 30 --log.metrics-every 50 --log.probe-size 8 "
-    "--num-threads 1 --env.atari.num-threads 1"
+    "--algo dqn --env Asterix --reset fire --preset quick --total-steps 160 --reset.every 60 --reset.until 130 "
+    "--replay.learning-starts 48 --replay.batch-size 4 --replay.replay-ratio 0.25 --replay.n-step 3 "
+    "--replay.replay-capacity 100 --agent.target-update-period 5 --env.num-envs 3 --env.atari.max-frames 120 "
+    "--eval.every 70 --eval.episodes 1 --eval.steps 0 --eval.num-envs 1 --eval.around-resets false "
+    "--log.every 30 --log.metrics-every 50 --log.probe-size 8 --num-threads 1 --env.atari.num-threads 1"
 )
 
 pytestmark = pytest.mark.atari
