@@ -2,7 +2,7 @@
 
     python -m benchmarks.continual --output results/continual
     python -m benchmarks.continual --tasks relabelled --output results/scales \\
-        --methods full FIRE "FIRE, scale mean singular value" "FIRE, norm preserved"
+        --methods "FIRE, scale mean singular value" "FIRE, norm preserved"
 
 A network learns a sequence of tasks made from scikit-learn's 8 x 8 digits; at every task boundary a reset
 is applied. ``relabelled``: 400 images get random labels, the score is the share memorised. ``permuted``:
@@ -28,6 +28,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.ticker import MaxNLocator
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -48,7 +49,8 @@ METHODS: dict[str, Reset] = {
     "FIRE, scale mean singular value": FireReset(scale="mean_singular_value"),
     "FIRE, norm preserved": FireReset(scale="preserve_norm"),
 }
-COMPARED = tuple(METHODS)[:8]
+COMPARED = tuple(METHODS)[:9]
+CONTROLS = ("none", "optimizer only", "random orthogonal")  # drawn dashed
 TASKS = ("relabelled", "permuted")
 NUM_CLASSES = 10
 BATCH_SIZE = 64
@@ -161,18 +163,21 @@ def bootstrap_interval(values: np.ndarray, resamples: int = 10_000) -> tuple[np.
 
 def plot(results: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     """One panel for each kind of task: mean score with its interval over tasks."""
-    figure, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 4.2), squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(results), figsize=(5 * len(results) + 2.5, 4.2), squeeze=False, layout="constrained"
+    )
     for axis, (kind, methods) in zip(axes[0], results.items(), strict=True):
         for method, scores in methods.items():
             x = np.arange(1, scores.shape[1] + 1)
-            (line,) = axis.plot(x, scores.mean(axis=0), label=method, linewidth=1.5)
+            style = "--" if method in CONTROLS else "-"
+            (line,) = axis.plot(x, scores.mean(axis=0), style, label=method, linewidth=1.5)
             axis.fill_between(x, *bootstrap_interval(scores), color=line.get_color(), alpha=0.15, linewidth=0)
-        axis.set_title(f"{kind} digits")
-        axis.set_xlabel("task")
+        axis.set_title(f"{kind} digits, {scores.shape[0]} seeds")
+        axis.set_xlabel("task (a reset before each but the first)")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_ylabel("share memorised" if kind == "relabelled" else "test accuracy")
         axis.grid(alpha=0.3)
-    axes[0][-1].legend(fontsize=8)
-    figure.tight_layout()
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
     figure.savefig(path, dpi=120)
 
 

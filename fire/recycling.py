@@ -134,9 +134,11 @@ class ContinualBackprop(ContinualBackpropOptions, TrackedReset):
     """Continual backprop (Dohare et al. 2024, Nature 632): after each update recycle the least useful
     mature units.
 
-    Utility u <- eta u + (1 - eta) E|h| sum|w_out|; each layer and member recycles ``replacement_rate`` of
-    its mature units (age above ``maturity``) per update, fractions carried over. torch's Adam counts steps
-    for each tensor, so a recycled unit's bias correction is that of its layer, where the paper restarts it.
+    Utility u <- eta u + (1 - eta) E|h| sum|w_out|, compared as u / (1 - eta^age) (eq. 8), so that young units
+    are not judged by their start at zero. Each layer and member recycles ``replacement_rate`` of its mature
+    units (age above ``maturity``) per update, fractions carried over. torch's Adam counts steps for each
+    tensor, so a recycled unit's bias correction is that of its layer, where the paper restarts it. The authors'
+    code also adds a removed unit's mean contribution to the next layer's bias; this does not.
     """
 
     name: ClassVar[str] = "cbp"
@@ -170,7 +172,8 @@ class UtilityTracker(UnitTracker):
         state["owed"] += self.options.replacement_rate * mature.sum(dim=1, keepdim=True)
         due = state["owed"].floor().clamp(max=mature.sum(dim=1, keepdim=True))
         state["owed"] -= due
-        order = torch.where(mature, state["utility"], torch.inf).argsort(dim=1)
+        corrected = state["utility"] / (1 - decay ** state["age"]) if decay < 1 else state["utility"]
+        order = torch.where(mature, corrected, torch.inf).argsort(dim=1)
         chosen = torch.zeros_like(mature).scatter(
             1, order, torch.arange(size.shape[1], device=size.device) < due
         )

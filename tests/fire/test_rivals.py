@@ -274,6 +274,23 @@ def test_continual_backprop_recycles_the_least_useful_mature_units_at_its_rate()
     assert tracker.state["q/1"]["utility"][0, 0].item() == pytest.approx(utility)
 
 
+def test_continual_backprop_does_not_take_a_young_unit_for_a_useless_one() -> None:
+    module = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
+    with torch.no_grad():
+        module[0].weight.fill_(1.0)
+        module[0].bias.zero_()
+        module[2].weight.copy_(torch.tensor([[1.0, 2.0]]))
+    slot = slot_of(module)
+    tracker = ContinualBackprop(replacement_rate=0.5, maturity=2).tracker()
+    tracker.after_update({"q": slot}, torch.ones(4, 1), generator())
+    # The more useful unit is younger: its running utility 2 (1 - 0.99^3) lies below 1 (1 - 0.99^101).
+    state = tracker.state["q/1"]
+    state["age"].copy_(torch.tensor([[100.0, 2.0]]))
+    state["utility"].copy_(torch.tensor([[1 - 0.99**100, 2 * (1 - 0.99**2)]]))
+    assert tracker.after_update({"q": slot}, torch.ones(4, 1), generator())["q"] == 1
+    assert state["age"].tolist() == [[0, 3]]
+
+
 def test_fresh_weights_are_used_once_and_networks_are_drawn_rarely() -> None:
     slot = make_slot("mlp")
     built = []
