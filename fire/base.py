@@ -43,13 +43,21 @@ class Plan:
                     f"{name} has shape {tuple(destination.shape)} but its new value {tuple(value.shape)}; "
                     "build() and initial() must return the same architecture"
                 )
-            if value.is_floating_point() and not value.isfinite().all():
-                raise ValueError(f"the new value of {name} holds NaN or infinity; nothing was changed")
+        by_device: dict[torch.device, list[tuple[str, Tensor]]] = defaultdict(list)
+        for name, _, value in self.writes:
+            if value.is_floating_point():
+                by_device[value.device].append((name, value))
+        for values in by_device.values():
+            # Asked once for all of them: every answer is a wait for the device.
+            finite = torch.stack([value.isfinite().all() for _, value in values]).tolist()
+            bad = next((name for (name, _), good in zip(values, finite, strict=True) if not good), None)
+            if bad is not None:
+                raise ValueError(f"the new value of {bad} holds NaN or infinity; nothing was changed")
 
     def write(self) -> None:
         """Copy every value into its destination's storage, then change structures."""
-        for _, destination, value in self.writes:
-            destination.copy_(value)
+        if self.writes:
+            torch._foreach_copy_([d.detach() for _, d, _ in self.writes], [v for *_, v in self.writes])
         for action in self.actions:
             action()
 

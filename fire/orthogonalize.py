@@ -108,12 +108,11 @@ def polar_factors(
         rows, columns = tensor.shape[-2:]
         # On CUDA wide matrices join the tall ones, for fewer kernels; on CPU transposing costs more than it saves.
         is_wide = rows < columns and not tensor.is_cuda
-        is_double = tensor.dtype == torch.float64
         if tensor.numel():
-            groups[tensor.device, is_double, max(rows, columns), min(rows, columns), is_wide].append(index)
+            groups[tensor.device, tensor.dtype, max(rows, columns), min(rows, columns), is_wide].append(index)
 
     results = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors]
-    for (*_, long, short, is_wide), members in groups.items():
+    for (_, dtype, long, short, is_wide), members in groups.items():
 
         def tall(batch: Tensor, keep: bool = is_wide) -> Tensor:
             return batch.mT if batch.shape[-2] < batch.shape[-1] and not keep else batch
@@ -134,9 +133,9 @@ def polar_factors(
                 null,
                 backend,
             )
-            factors = factors.mT if is_wide else factors
-            for (run, start, stop), part in zip(chunk, factors.split([len(p) for p in parts]), strict=True):
-                outputs[run][start:stop] = part
+            factors = (factors.mT if is_wide else factors).to(dtype)
+            places = [outputs[run][start:stop] for run, start, stop in chunk]
+            torch._foreach_copy_(places, list(factors.split([len(part) for part in parts])))
     return results
 
 

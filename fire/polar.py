@@ -67,15 +67,15 @@ def by_polynomials(batch: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     P = I / sqrt(bound); R goes to I and P to G^(-1/2) (the Gram form of Polar Express, arXiv 2505.16932).
     """
     rest = gram(batch)
-    identity = torch.eye(rest.shape[-1], dtype=rest.dtype, device=rest.device)
     bound = _largest_eigenvalue_bound(rest)
     rest = rest / bound
-    root = identity / bound.sqrt()
+    root = torch.eye(rest.shape[-1], dtype=rest.dtype, device=rest.device) / bound.sqrt()
     for a, b, c in minimax_schedule():
-        step = a * identity + torch.baddbmm(rest, rest, rest, beta=b, alpha=c)
+        step = torch.baddbmm(rest, rest, rest, beta=b, alpha=c)
+        step.diagonal(dim1=-2, dim2=-1).add_(a)
         root = root @ step
         rest = step @ rest @ step
-        rest = (rest + rest.mT) / 2
+        rest = torch.lerp(rest, rest.mT, 0.5)  # rounding must not grow an antisymmetric part
     factors, certified = polish(times(batch, root).to(dtype), SVD_ABOVE)
     return factors, ~certified
 
