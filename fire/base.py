@@ -89,7 +89,7 @@ class Reset(ResetOptions):
 class LayerwiseReset(Reset):
     """A reset that gives each parameter one rule, by what the parameter is.
 
-    Subclasses with rules that need new weights also inherit ``fire.options.SourceOptions``.
+    Subclasses inherit ``fire.options.LayerwiseOptions`` and, with rules that need new weights, ``SourceOptions``.
     """
 
     def rule_for(self, entry: Entry) -> Rule:

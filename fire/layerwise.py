@@ -13,11 +13,11 @@ from fire.base import LayerwiseReset, Plan, Reset, Write
 from fire.options import (
     FireDqnOptions,
     FireOptions,
+    FullOptions,
     NoResetOptions,
     OptimizerResetOptions,
     RandomOrthogonalOptions,
     ShrinkPerturbOptions,
-    SourceOptions,
 )
 from fire.rules import Entry, Keep, Orthogonalize, RandomOrthogonal, Redraw, Rule, ShrinkPerturb
 from fire.slot import NetworkSlot
@@ -34,7 +34,7 @@ class NoReset(NoResetOptions, Reset):
 
 
 @dataclass(frozen=True)
-class FullReset(SourceOptions, LayerwiseReset):
+class FullReset(FullOptions, LayerwiseReset):
     """Replace every parameter and buffer by those of a fresh network (Nikishin et al. 2022, arXiv 2205.07802)."""
 
     name: ClassVar[str] = "full"

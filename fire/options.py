@@ -63,6 +63,18 @@ class OptimizerResetOptions(ResetOptions):
 
 
 @dataclass(frozen=True)
+class LayerwiseOptions(ResetOptions):
+    """Strategies that give each parameter a rule by what the parameter is."""
+
+    target: str = option(
+        "sync",
+        "target network: copy the reset network into it, give its own weights the same treatment (with the same new "
+        "weights), or keep it as it is",
+        choices=("sync", "same", "keep"),
+    )
+
+
+@dataclass(frozen=True)
 class SourceOptions(ResetOptions):
     """Strategies that need new weights."""
 
@@ -74,7 +86,12 @@ class SourceOptions(ResetOptions):
 
 
 @dataclass(frozen=True)
-class ShrinkPerturbOptions(SourceOptions):
+class FullOptions(LayerwiseOptions, SourceOptions):
+    """New weights for everything."""
+
+
+@dataclass(frozen=True)
+class ShrinkPerturbOptions(LayerwiseOptions, SourceOptions):
     shrink_factor: float = option(
         0.2, "share of the old weights that is kept (0.2: FIRE's RL scripts; 0.8 in SR-SPR)", unit="0..1"
     )
@@ -85,7 +102,7 @@ class ShrinkPerturbOptions(SourceOptions):
 
 
 @dataclass(frozen=True)
-class FireOptions(ResetOptions):
+class FireOptions(LayerwiseOptions):
     scale: str = option("paper", "singular value of the result, see docs/resets.md", choices=SCALES)
     strength: float = option(1.0, "how far singular values move towards the scale; 1 is FIRE", unit="0..1")
     method: str = option("polar", "exact polar factor, or an approximating iteration", choices=METHODS)
@@ -109,7 +126,7 @@ class FireDqnOptions(FireOptions, SourceOptions):
 
 
 @dataclass(frozen=True)
-class RandomOrthogonalOptions(ResetOptions):
+class RandomOrthogonalOptions(LayerwiseOptions):
     scale: str = option("paper", "singular value of the result, see docs/resets.md", choices=SCALES)
 
 
@@ -197,7 +214,7 @@ class SelfNormalizedOptions(RecyclingOptions):
 OPTIONS: dict[str, type[ResetOptions]] = {
     "none": NoResetOptions,
     "optimizer_only": OptimizerResetOptions,
-    "full": SourceOptions,
+    "full": FullOptions,
     "shrink_perturb": ShrinkPerturbOptions,
     "sr_dqn": ShrinkPerturbOptions,
     "fire": FireOptions,

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
-from fire.base import LayerwiseReset, Plan, Reset
+from fire.base import LayerwiseReset, Plan, Reset, Write
 from fire.dash import DashReset
 from fire.injection import PlasticityInjection
 from fire.isometry import layer_scale
@@ -83,8 +83,11 @@ def reset_networks(
     if reset.optimizer == "zero":
         for slot in slots.values():
             slot.check_zeroable()
+    draws = generator.get_state()
     with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(slots)):
         plan = reset.plan(slots, batch, generator)
+        if reset.target == "same":
+            plan.writes += _target_writes(slots, reset, batch, draws)
         plan.check()
         seconds += time.perf_counter()
         reports = [
@@ -104,6 +107,27 @@ def reset_networks(
         for device in _cuda_devices(slots):
             torch.cuda.synchronize(device)
     return ResetReport(tuple(reports), seconds + time.perf_counter())
+
+
+def _target_writes(
+    slots: Mapping[str, NetworkSlot], reset: Reset, batch: Any, draws: torch.Tensor
+) -> list[Write]:
+    """What ``reset`` does to the target networks' own weights, with the draws their networks had."""
+    generator = torch.Generator()
+    generator.set_state(draws)
+    # Networks without a target take part too, so that each finds the draws at their place.
+    shadows = {
+        name: replace(slot, module=slot.module if slot.target is None else slot.target, target=None)
+        for name, slot in slots.items()
+    }
+    ours = {
+        id(tensor)
+        for slot in slots.values()
+        if slot.target is not None
+        for tensor in (*slot.target.parameters(), *slot.target.buffers())
+    }
+    writes = reset.plan(shadows, batch, generator).writes
+    return [(f"target of {name}", place, value) for name, place, value in writes if id(place) in ours]
 
 
 def _cuda_devices(slots: Mapping[str, NetworkSlot]) -> list[torch.device]:

@@ -72,6 +72,14 @@ def test_target_is_synced_or_kept(name: str, kind: str) -> None:
         slot, _ = apply(name, kind, target=target)
         if target == "sync":
             assert equal(state(slot.target), state(slot.module))
+        elif target == "same":
+            # As if the target had been the network; "twin" shares its normaliser's values, which no reset touches.
+            other = make_slot(kind)
+            other.module.load_state_dict(other.target.state_dict())
+            options = {"batch": batch_for(kind), "generator": torch.Generator().manual_seed(1)}
+            reset_networks({"net": other}, make(name, target="keep"), **options)
+            assert equal(state(slot.target), state(other.module))
+            assert not equal(state(slot.target), state(make_slot(kind).target))
         elif REGISTRY[name].structural:
             before = make_slot(kind).target.eval()
             assert torch.equal(slot.target.eval()(batch_for(kind)), before(batch_for(kind)))

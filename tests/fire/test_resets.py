@@ -84,6 +84,20 @@ def test_newton_schulz_is_a_different_intervention() -> None:
     assert float(dfi(slot.layers()[1].matrices())) > 1e-3
 
 
+def test_a_target_treated_alike_gets_the_same_new_weights_whatever_stands_before_it() -> None:
+    slots = {"actor": make_slot("mlp"), "critic": make_slot("twin")}
+    slots["actor"].target = None
+    old = {name: value.clone() for name, value in slots["critic"].target.named_parameters()}
+    reset = ShrinkPerturbReset(shrink_factor=0.2, target="same")
+    reset_networks(slots, reset, None, torch.Generator().manual_seed(3))
+    module, target = (dict(m.named_parameters()) for m in (slots["critic"].module, slots["critic"].target))
+    for name, value in target.items():
+        fresh = (value - 0.2 * old[name]) / 0.8
+        assert not torch.allclose(value, module[name])
+        before = make_slot("twin").module.get_parameter(name)
+        torch.testing.assert_close(module[name], 0.2 * before + 0.8 * fresh)
+
+
 @pytest.mark.parametrize(
     "options", [{"strength": 0.0}, {"strength": 1.5}, {"num_iters": 0}, {"scale": "big"}]
 )
