@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from agents.dqn import DQN
+from agents.frames import FrameReplay
 from agents.replay import Batch, ReplayBuffer
 from agents.sac import SAC
 from configs.schema import DQNConfig, SACConfig
@@ -60,3 +61,22 @@ def test_replay_lives_and_samples_on_the_gpu():
                np.ones((1, 5), np.float32))  # fmt: skip
     sample = buffer.sample(4, torch.Generator().manual_seed(0))
     assert all(t.device.type == "cuda" for t in sample) and sample.next_obs.eq(1).all()
+
+
+def test_frame_replay_on_the_gpu_hands_out_what_the_cpu_does():
+    rng = np.random.default_rng(0)
+    cpu, gpu = (FrameReplay(40, 2, (4, 84, 84), 3, 0.99, 3, device) for device in ("cpu", CUDA))
+    obs = rng.integers(0, 256, (2, 4, 84, 84), dtype=np.uint8)
+    for _ in range(30):  # wraps
+        frame = rng.integers(0, 256, (2, 1, 84, 84), dtype=np.uint8)
+        following = np.concatenate([obs[:, 1:], frame], axis=1)
+        ended = rng.random(2) < 0.2
+        for buffer in (cpu, gpu):
+            buffer.add(obs, np.ones(2, int), np.ones(2, np.float32), ended, np.zeros(2, bool), following)
+        fresh = rng.integers(0, 256, obs.shape, dtype=np.uint8)
+        obs = np.where(ended[:, None, None, None], fresh, following)
+    index = torch.arange(len(cpu))
+    for one, other in zip(cpu.gather(index), gpu.gather(index.to(CUDA)), strict=True):
+        assert other.device.type == "cuda" and torch.equal(one, other.cpu())
+    gpu.load_state_dict(cpu.state_dict())
+    assert torch.equal(cpu.gather(index).obs, gpu.gather(index.to(CUDA)).obs.cpu())

@@ -8,6 +8,8 @@ import torch
 
 from agents.frames import CHUNK_BYTES, SLACK, FrameReplay
 from common import checkpoint
+from configs.schema import AtariConfig
+from envs import make_vec
 
 GAMMA, STACK, SHAPE = 0.9, 4, (4, 3, 5)
 
@@ -204,3 +206,25 @@ def test_errors_name_the_value():
     fill(other := make(8, 2), CountingEnv(2), 3)
     with pytest.raises(ValueError, match="piece of saved frames has 0 bytes, not 75"):
         other.load_state_dict(state | {"written": torch.tensor([5, 5])})
+
+
+@pytest.mark.atari
+@pytest.mark.parametrize("protocol", ["paper", "classic"])
+def test_stacks_equal_those_a_game_handed_out(protocol):
+    """Zero padding, no-op starts, lives that end the learner's episode but not the game, truncated games."""
+    classic = {"sticky_probability": 0.0, "noop_max": 10, "episodic_life": True}
+    config = AtariConfig(max_frames=320, num_threads=1, **(classic if protocol == "classic" else {}))
+    env = make_vec("Breakout", 3, 4, None, config)
+    obs = env.reset(0)
+    rows, ends, cuts = [], 0, 0
+    buffer = FrameReplay(3 * 120, 3, (4, 84, 84), 4, GAMMA, n_step=3)
+    for _ in range(200):
+        action = env.random_action()
+        step = env.step(action)
+        rows.append((obs, action, step.reward, step.terminated, step.truncated, step.next_obs))
+        buffer.add(*rows[-1])
+        obs = step.obs
+        ends, cuts = ends + step.terminated.sum(), cuts + step.truncated.sum()
+    env.close()
+    assert cuts and (ends or protocol == "paper")
+    assert_equals_naive(buffer, rows, n_step=3)
