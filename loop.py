@@ -43,10 +43,10 @@ def train(config: Config, run_dir: Path) -> Run:
         contextlib.closing(Run(config, run_dir, Trigger(config.trigger), tracker)) as run,
     ):
         obs = run.start(agent, replay, env, sampling, branch)
+        run.say_what_lies_ahead(device, replay.nbytes)
         if obs is None:
             obs = env.reset(stream_seed(config.seed, "train_env"))
             evaluation(run, RandomPolicy(eval_env), eval_env, "random_policy")
-        run.say_what_lies_ahead(device, replay.nbytes)
         if branch and (reason := run.reset_due()):
             reset(run, agent, replay, eval_env, reason)
         while run.going:
