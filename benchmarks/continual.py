@@ -2,7 +2,7 @@
 
     python -m benchmarks.continual --output results/continual
     python -m benchmarks.continual --tasks relabelled --output results/scales \\
-        --methods "FIRE, scale mean singular value" "FIRE, norm preserved"
+        --methods "FIRE, norm preserved" "random orthogonal, scale mean singular value"
 
 A network learns a sequence of tasks made from scikit-learn's 8 x 8 digits; at every task boundary a reset
 is applied. ``relabelled``: 400 images get random labels, the score is the share memorised. ``permuted``:
@@ -32,7 +32,7 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from fire.layerwise import FireReset
+from fire.layerwise import FireReset, RandomOrthogonalReset
 from fire.metrics import measure
 from fire.resets import REGISTRY, Reset, reset_networks
 from fire.slot import NetworkSlot
@@ -48,6 +48,7 @@ METHODS: dict[str, Reset] = {
     "FIRE": FireReset(),
     "FIRE, scale mean singular value": FireReset(scale="mean_singular_value"),
     "FIRE, norm preserved": FireReset(scale="preserve_norm"),
+    "random orthogonal, scale mean singular value": RandomOrthogonalReset(scale="mean_singular_value"),
 }
 COMPARED = tuple(METHODS)[:9]
 CONTROLS = ("none", "optimizer only", "random orthogonal")  # drawn dashed
