@@ -87,11 +87,10 @@ def naive(rows, env, position, n_step):
 def assert_equals_naive(buffer, rows, n_step):
     kept = rows[len(rows) - buffer.rows_filled :]
     batch = buffer.gather(torch.arange(len(buffer)))
-    for index in range(len(buffer)):
-        position, env = divmod(index, buffer.num_envs)
-        expected = naive(kept, env, position, n_step)
-        for got, want in zip(batch, expected, strict=True):
-            np.testing.assert_allclose(got[index].numpy(), want, rtol=1e-5, atol=1e-6)
+    places = [(position, env) for position in range(len(kept)) for env in range(buffer.num_envs)]
+    expected = zip(*(naive(kept, env, position, n_step) for position, env in places), strict=True)
+    for got, want in zip(batch, expected, strict=True):
+        np.testing.assert_allclose(got.numpy(), np.stack(want), rtol=1e-5, atol=1e-6)
     assert buffer.check_valid() == (True, "")
 
 
