@@ -92,14 +92,14 @@ class DQN:
     # Learning
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        loss, q = self._loss(batch)
+        loss, q_mean = self._loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         self.update_step += 1
         if self.update_step % self.config.target_update_period == 0:
             self.networks()["q"].sync_target()
-        return {"loss": loss.detach(), "q_mean": q.detach().mean()}
+        return {"loss": loss.detach(), "q_mean": q_mean.detach()}
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         q = self.q(batch.obs)
@@ -107,7 +107,7 @@ class DQN:
             next_target = self.target_q(batch.next_obs)
             next_select = self.q(batch.next_obs) if self.config.double_q else next_target
             td_target = losses.dqn_td_target(batch.reward, batch.discount, next_target, next_select)
-        return losses.dqn_loss(q, batch.action, td_target) + self._regularize(), q
+        return losses.dqn_loss(q, batch.action, td_target) + self._regularize(), q.mean()
 
     # Resets, metrics, checkpoints
 

@@ -107,7 +107,7 @@ class SAC:
             actor_loss, entropy = self._actor_loss(batch, self._draw(batch))
         _descend(self.actor_optimizer, actor_loss)
 
-        alpha_loss = losses.temperature_loss(self.temperature.log_alpha, entropy, self.target_entropy)
+        alpha_loss, _ = self._temperature_loss(entropy.detach())
         _descend(self.alpha_optimizer, alpha_loss)
 
         critic_loss, q_mean = self._critic_loss(batch, self._draw(batch))
@@ -134,6 +134,10 @@ class SAC:
         q = self.critic(batch.obs, action)
         loss = losses.sac_actor_loss(q, log_prob, self.temperature().detach())
         return loss + self._regularize["actor"](), -log_prob.mean()
+
+    def _temperature_loss(self, entropy: Tensor) -> tuple[Tensor, Tensor]:
+        log_alpha = self.temperature.log_alpha
+        return losses.temperature_loss(log_alpha, entropy, self.target_entropy), log_alpha.exp()
 
     def _critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():

@@ -1,0 +1,209 @@
+"""Several agents that share hyperparameters and an architecture, trained as one batched program.
+
+Every tensor of every network gets a leading dimension K: the agents' own parameters and buffers become views into
+the stack. An update runs the first agent's loss functions over the stack with ``torch.vmap`` and takes one fused
+optimizer step over all views. Whatever looks at a single agent (acting, resets, metrics, evaluation, checkpoints)
+works on its views and needs to know nothing of the others, and each agent keeps its own optimizer state and
+random streams, so that it goes on alone wherever it was saved.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from agents.base import Agent
+from agents.replay import Batch
+from agents.sac import SAC
+from configs.loader import ConfigError
+from configs.schema import Config
+
+
+class Population(ABC):
+    """K agents and their stacked tensors.
+
+    Build it when the agents hold the state they start from (after a checkpoint was loaded): from then on their
+    parameters are views, which in-place changes keep and a structural reset would break.
+
+    Args:
+        agents: at least one, of one class, with equal configurations and shapes; their seeds differ.
+    """
+
+    # Attributes of the agent: its modules with a state, and its optimizers with the module each one trains.
+    modules: ClassVar[tuple[str, ...]]
+    optimizers: ClassVar[dict[str, str]]
+
+    def __init__(self, agents: Sequence[Any]) -> None:
+        self.agents = list(agents)
+        bundles = [_Bundle({name: getattr(agent, name) for name in self.modules}) for agent in self.agents]
+        self._bundle = bundles[0]
+        self._stack = _stack(bundles)
+        self._joint = {name: self._join(name) for name in self.optimizers}
+
+    @abstractmethod
+    def update(self, batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
+        """One update of every agent on its own batch; returns what each agent's ``update`` would return."""
+
+    def _learn(
+        self, optimizer: str, loss: Callable[..., tuple[Tensor, Tensor]], *args: Any
+    ) -> tuple[Tensor, Tensor]:
+        """One step of ``optimizer`` on the first agent's ``loss``, run for every agent: all shapes begin with K."""
+        module = self.optimizers[optimizer]
+        learning = {n: t for n, t in self._stack.items() if n.startswith(f"{module}.") and t.requires_grad}
+        tensors = {n: learning.get(n, t.detach()) for n, t in self._stack.items()}
+
+        def one(tensors: dict[str, Tensor], *args: Any) -> tuple[Tensor, Tensor]:
+            # The shared normaliser is one module; tied by name it would be exchanged twice and restored once.
+            return torch.func.functional_call(self._bundle, tensors, (loss, *args), tie_weights=False)
+
+        # Loss functions draw nothing: the noise is an argument, from each agent's own stream.
+        value, logged = torch.vmap(one, randomness="error")(tensors, *args)
+        # The agents share nothing, so the gradient of the sum holds each agent's own.
+        gradients = torch.autograd.grad(value.sum(), list(learning.values()))
+        names = [name.removeprefix(f"{module}.") for name in learning]
+        # Fused optimizers read gradients in the parameter's memory order, whatever their strides say.
+        ordered = [gradient.contiguous() for gradient in gradients]
+        self._descend(optimizer, dict(zip(names, ordered, strict=True)))
+        return value.detach(), logged.detach()
+
+    def _descend(self, optimizer: str, gradients: dict[str, Tensor]) -> None:
+        """Step on ``gradients (K, ...)`` of the parameters of the optimizer's module, by name."""
+        joint = self._joint[optimizer]
+        for index, agent in enumerate(self.agents):
+            own, module = getattr(agent, optimizer), getattr(agent, self.optimizers[optimizer])
+            for name, gradient in gradients.items():
+                parameter = module.get_parameter(name)
+                parameter.grad = gradient[index]
+                # The same dictionary, not a copy: what is written here, the agent's resets and checkpoints see.
+                joint.state[parameter] = own.state[parameter]
+        joint.step()
+        joint.zero_grad(set_to_none=True)
+
+    def _join(self, name: str) -> torch.optim.Optimizer:
+        """One optimizer over the parameters of all agents' optimizers ``name``, with their options."""
+        own = [getattr(agent, name) for agent in self.agents]
+        groups = [
+            {**parts[0], "params": [p for part in parts for p in part["params"]]}
+            for parts in zip(*(optimizer.param_groups for optimizer in own), strict=True)
+        ]
+        return type(own[0])(groups)
+
+
+class SACPopulation(Population):
+    """SAC agents; the order of steps is that of :meth:`agents.sac.SAC.update`."""
+
+    modules: ClassVar = ("actor", "critic", "target_critic", "temperature")
+    optimizers: ClassVar = {
+        "actor_optimizer": "actor",
+        "critic_optimizer": "critic",
+        "alpha_optimizer": "temperature",
+    }
+
+    def update(self, batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
+        first, batch = self.agents[0], _stacked(batches)
+        actor_loss, entropy = self._learn("actor_optimizer", first._actor_loss, batch, self._draw(batches))
+        alpha_loss, alpha = self._learn("alpha_optimizer", first._temperature_loss, entropy)
+        critic_loss, q_mean = self._learn("critic_optimizer", first._critic_loss, batch, self._draw(batches))
+        with torch.no_grad():
+            names = [f"critic.{name}" for name, _ in first.critic.named_parameters()]
+            targets = [self._stack[f"target_{name}"] for name in names]
+            torch._foreach_lerp_(targets, [self._stack[name] for name in names], first.config.target_tau)
+        for agent in self.agents:
+            agent.update_step += 1
+        return _unstacked(
+            {
+                "actor_loss": actor_loss,
+                "critic_loss": critic_loss,
+                "ent_coef_loss": alpha_loss,
+                "ent_coef": alpha,
+                "entropy": entropy,
+                "q_mean": q_mean,
+            }
+        )
+
+    def _draw(self, batches: Sequence[Batch]) -> Tensor:
+        return torch.stack([agent._draw(batch) for agent, batch in zip(self.agents, batches, strict=True)])
+
+
+class DQNPopulation(Population):
+    """DQN agents; the order of steps is that of :meth:`agents.dqn.DQN.update`."""
+
+    modules: ClassVar = ("q", "target_q")
+    optimizers: ClassVar = {"optimizer": "q"}
+
+    def update(self, batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
+        first = self.agents[0]
+        loss, q_mean = self._learn("optimizer", first._loss, _stacked(batches))
+        for agent in self.agents:
+            agent.update_step += 1
+        if first.update_step % first.config.target_update_period == 0:
+            for agent in self.agents:
+                agent.networks()["q"].sync_target()
+        return _unstacked({"loss": loss, "q_mean": q_mean})
+
+
+class _Bundle(nn.ModuleDict):
+    """An agent's modules under one root, so that ``torch.func.functional_call`` can exchange all their tensors."""
+
+    def forward(self, function: Callable[..., Any], *args: Any) -> Any:
+        return function(*args)
+
+
+@torch.no_grad()
+def _stack(bundles: Sequence[_Bundle]) -> dict[str, Tensor]:
+    """Stack the parameters and buffers of all bundles by name and turn theirs into views of the stack."""
+    stack = {}
+    for name, parameter in bundles[0].named_parameters():
+        members = [bundle.get_parameter(name) for bundle in bundles]
+        stacked = torch.stack([member.detach() for member in members])
+        for member, view in zip(members, stacked, strict=True):
+            member.data = view
+        stack[name] = stacked.requires_grad_(parameter.requires_grad)
+    for name, _ in bundles[0].named_buffers():
+        path, _, leaf = name.rpartition(".")
+        owners = [bundle.get_submodule(path) for bundle in bundles]
+        stack[name] = torch.stack([getattr(owner, leaf) for owner in owners])
+        for owner, view in zip(owners, stack[name], strict=True):
+            owner._buffers[leaf] = view
+    return stack
+
+
+def _stacked(batches: Sequence[Batch]) -> Batch:
+    return Batch(*(torch.stack(tensors) for tensors in zip(*batches, strict=True)))
+
+
+def _unstacked(logged: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    columns = [value.detach().unbind() for value in logged.values()]
+    return [dict(zip(logged, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def make_population(agents: Sequence[Agent], config: Config, structural: bool) -> Population:
+    """Join ``agents``, which hold the state they go on from.
+
+    Args:
+        agents: of one configuration, with different seeds.
+        config: of any of them.
+        structural: whether their reset adds parameters.
+
+    Raises:
+        ConfigError: an option or a network that cannot be run for several agents at once.
+    """
+    asked = f"num_agents {len(agents)}"
+    if structural:
+        raise ConfigError(
+            f"{asked}: the reset {config.reset.strategy} adds parameters, which one batched program cannot follow; "
+            "run its seeds one by one"
+        )
+    for name in ("l2_init", "parseval"):
+        if getattr(config.agent, name):
+            raise ConfigError(f"{asked}: agent.{name} must be 0, got {getattr(config.agent, name)}")
+    first = agents[0]
+    if isinstance(first, SAC):
+        return SACPopulation(agents)
+    if any(isinstance(module, nn.Conv2d) for module in first.q.modules()):
+        raise ConfigError(f"{asked}: networks for pixels are trained one by one; leave num_agents at 1")
+    return DQNPopulation(agents)
