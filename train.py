@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from configs import loader
 
 if TYPE_CHECKING:
+    from common.run import Run
     from configs.schema import Config
 
 
@@ -24,40 +25,52 @@ def main(argv: list[str]) -> int:
     except loader.ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return _train(config, flags.run_dir, argv)
+    return _train(config, Path(flags.run_dir) if flags.run_dir else None, argv)
 
 
-def _train(config: Config, run_dir: str | None, argv: list[str]) -> int:
+def _train(config: Config, run_dir: Path | None, argv: list[str]) -> int:
     # PyTorch and the environments are imported here, so that --help and a misspelt flag are answered at once.
     from common.checkpoint import CheckpointError
-    from common.plots import plot_learning_curve
     from common.run import TrainingDiverged, UnknownMetric
-    from common.summary import closing_words, python_command, random_mean
-    from configs.run_dir import default_run_dir
-    from envs import EnvError, human_score, random_score, success_score
-    from loop import train
+    from common.summary import python_command
+    from configs.run_dir import member_configs, member_dirs
+    from envs import EnvError
+    from loop import train_together
 
-    folder = Path(run_dir) if run_dir else default_run_dir(config)
+    configs = member_configs(config)
+    folders = member_dirs(configs, run_dir)
+    where = ", ".join(map(str, folders))
     try:
-        run = train(config, folder)
+        runs = train_together(configs, folders)
     except (loader.ConfigError, EnvError, CheckpointError, UnknownMetric) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except TrainingDiverged as error:
-        print(f"error: training diverged: {error}; {folder} keeps its last checkpoint", file=sys.stderr)
+        print(f"error: training diverged: {error}; {where} keeps its last checkpoint", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped at once; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
-    if run.stop_requested:
-        print(f"stopped and saved at env step {run.env_step:,}; the same command resumes:")
+    if any(run.stop_requested for run in runs):
+        print(f"stopped and saved at env step {runs[0].env_step:,}; the same command resumes:")
         print(f"  {python_command()} train.py {shlex.join(argv)}")
         return 130
+    for run in runs:
+        _conclude(run, argv)
+    return 0
+
+
+def _conclude(run: Run, argv: list[str]) -> None:
+    """Draw the learning curve of a finished run and print what came out."""
+    from common.plots import plot_learning_curve
+    from common.summary import closing_words, random_mean
+    from envs import human_score, random_score, success_score
+
+    config = run.config
     random, success = random_score(config.env.id), success_score(config.env.id)
     title = f"{config.algo} on {config.env.id}, reset: {config.reset.name}, seed {config.seed}"
-    plot_learning_curve(folder, title, random_mean(folder), success)
+    plot_learning_curve(run.run_dir, title, random_mean(run.run_dir), success)
     print(closing_words(run, argv, random, success, human_score(config.env.id)))
-    return 0
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ class SACPopulation(Population):
     def update(self, batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
         first, batch = self.agents[0], _stacked(batches)
         actor_loss, entropy = self._learn("actor_optimizer", first._actor_loss, batch, self._draw(batches))
-        alpha_loss, alpha = self._learn("alpha_optimizer", first._temperature_loss, entropy)
+        alpha_loss, _ = self._learn("alpha_optimizer", first._temperature_loss, entropy)
         critic_loss, q_mean = self._learn("critic_optimizer", first._critic_loss, batch, self._draw(batches))
         with torch.no_grad():
             names = [f"critic.{name}" for name, _ in first.critic.named_parameters()]
@@ -119,7 +119,7 @@ class SACPopulation(Population):
                 "actor_loss": actor_loss,
                 "critic_loss": critic_loss,
                 "ent_coef_loss": alpha_loss,
-                "ent_coef": alpha,
+                "ent_coef": self._stack["temperature.log_alpha"].detach().exp(),
                 "entropy": entropy,
                 "q_mean": q_mean,
             }

@@ -118,6 +118,8 @@ def _pack(value: Any) -> Any:
         return {_ARRAY_KEY: torch.from_numpy(value.copy())}
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() > value.nbytes:
+        return value.clone()  # torch.save writes the whole storage of a view
     if isinstance(value, Mapping):
         return {key: _pack(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -15,9 +15,11 @@ class Progress:
         total_steps: env steps of the run.
         env_step: env steps done before this session.
         update_step: gradient updates done before this session.
+        label: put in front of every line, to tell runs of one program apart.
     """
 
-    def __init__(self, total_steps: int, env_step: int, update_step: int) -> None:
+    def __init__(self, total_steps: int, env_step: int, update_step: int, label: str = "") -> None:
+        self._label = f"{label}  " if label else ""
         self._total = total_steps
         self._first_step = env_step
         self._start = time.perf_counter()
@@ -25,7 +27,12 @@ class Progress:
         self._bar = None
         if sys.stderr.isatty():
             self._bar = tqdm(
-                total=total_steps, initial=env_step, unit=" steps", dynamic_ncols=True, smoothing=0.1
+                total=total_steps,
+                initial=env_step,
+                desc=label or None,
+                unit=" steps",
+                dynamic_ncols=True,
+                smoothing=0.1,
             )
 
     @property
@@ -63,7 +70,7 @@ class Progress:
         left = tqdm.format_interval((self._total - env_step) / rate) if rate else "?"
         share = 100.0 * env_step / self._total
         print(
-            f"step {env_step:>9,}/{self._total:,} ({share:3.0f} %)  return {shown['return']:>8}  "
+            f"{self._label}step {env_step:>9,}/{self._total:,} ({share:3.0f} %)  return {shown['return']:>8}  "
             f"eval {shown['eval']:>8}  {rate:7.1f} steps/s  left {left}",
             flush=True,
         )
@@ -71,9 +78,9 @@ class Progress:
     def say(self, message: str) -> None:
         """Print a line above the bar."""
         if self._bar is not None:
-            tqdm.write(message)
+            tqdm.write(self._label + message)
         else:
-            print(message, flush=True)
+            print(self._label + message, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:

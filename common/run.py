@@ -312,7 +312,8 @@ class Run:
         self._logger = Logger(self.run_dir, self.env_step if source else None)
         if not saved:  # indented, so that TensorBoard's Markdown shows it as it is
             self._logger.text("config", textwrap.indent((self.run_dir / "config.yaml").read_text(), "    "))
-        self._progress = Progress(self.config.total_steps, self.env_step, agent.update_step)
+        label = self.run_dir.name if self.config.num_agents > 1 else ""
+        self._progress = Progress(self.config.total_steps, self.env_step, agent.update_step, label)
         self._handlers = {s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
         return obs
 

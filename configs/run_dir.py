@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from common import checkpoint
 from configs import loader
 from configs.schema import Config
 
 # Where a run is computed is not what it computes: these may change when it is resumed.
-RESUMABLE_WITH_OTHER = ("device", "num_threads", "env.atari.num_threads")
+RESUMABLE_WITH_OTHER = ("device", "num_threads", "num_agents", "env.atari.num_threads")
 # What a branch may do otherwise than the run it starts from: when and how to reset, and what is only watched.
 BRANCH_WITH_OTHER = (
     *RESUMABLE_WITH_OTHER,
@@ -98,3 +99,26 @@ def claim_run_dir(run_dir: Path, config: Config) -> IO[str]:
     if not path.exists():
         path.write_text(loader.dump(config))
     return lock
+
+
+def check_same_step(runs: Sequence[Any]) -> None:
+    """Raise ConfigError where ``runs`` (``common.run.Run``) of one program stand at different env steps."""
+    steps = [run.env_step for run in runs]
+    if len(set(steps)) > 1:
+        shown = ", ".join(f"{run.run_dir} at {run.env_step:,}" for run in runs)
+        raise loader.ConfigError(
+            f"runs trained together must stand at one env step, but there are {shown}; bring those behind to "
+            f"{max(steps):,} one by one, or delete them all"
+        )
+
+
+def member_configs(config: Config) -> list[Config]:
+    """Return the configurations of the runs that ``config.num_agents`` asks for: seeds seed, seed + 1, ..."""
+    return [dataclasses.replace(config, seed=config.seed + index) for index in range(config.num_agents)]
+
+
+def member_dirs(configs: Sequence[Config], run_dir: Path | None) -> list[Path]:
+    """Return a folder for each run: ``run_dir`` itself for a single one, else a folder below it, or the defaults."""
+    if run_dir is None:
+        return [default_run_dir(config) for config in configs]
+    return [run_dir] if len(configs) == 1 else [run_dir / default_run_dir(config).name for config in configs]

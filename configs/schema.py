@@ -199,6 +199,9 @@ class Config:
     algo: str = option("sac", "agent and its update rule")
     preset: str = option("paper", "named set of values: the paper's protocol, or a quick run for 2 CPU cores")
     seed: int = option(0, "run seed, from which every random stream is derived", minimum=0)
+    num_agents: int = option(
+        1, "runs trained as one batched program, with seeds seed, seed + 1, ..., a folder each", minimum=1
+    )
     total_steps: int = option(500_000, "length of the run", "env steps", minimum=1)
     branch_from: str | None = option(
         None,

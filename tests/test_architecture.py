@@ -14,7 +14,7 @@ from fire.metrics import METRIC_KEYS
 from fire.report import RESET_KEYS
 
 ROOT = Path(__file__).parent.parent
-OURS = ("common", "configs", "fire", "envs", "agents", "evaluate", "loop", "train")
+OURS = ("common", "configs", "fire", "envs", "agents", "evaluate", "member", "loop", "train")
 # docs/decisions.md explains what was added to the first sketch.
 ALLOWED = {
     "common": {"common"},
@@ -23,6 +23,7 @@ ALLOWED = {
     "envs": {"common", "configs", "envs"},
     "agents": {"common", "configs", "fire.slot", "fire.injection", "fire.regularizers", "agents"},
     "evaluate": {"common", "configs", "agents", "envs"},
+    "member": set(OURS) - {"loop", "train"},
     "loop": set(OURS) - {"train"},
     "train": set(OURS),
 }

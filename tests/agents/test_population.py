@@ -1,0 +1,136 @@
+"""Agents trained as one batched program against the same agents trained one by one."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from agents.dqn import DQN
+from agents.population import make_population
+from agents.replay import Batch
+from agents.sac import SAC
+from configs import loader
+from configs.schema import DQNConfig, SACConfig
+from fire.resets import REGISTRY, reset_networks
+
+OBS, ACTION, BATCH = 5, 3, 16
+CPU = torch.device("cpu")
+SAC_CONFIG = SACConfig(actor_width=8, critic_width=12, critic_blocks=1, learning_rate=3e-3)
+DQN_CONFIG = DQNConfig(hidden_widths=(16, 8), learning_rate=1e-3, target_update_period=3)
+ALGOS = ("sac", "dqn")
+
+
+def agent(algo, seed):
+    made = (
+        SAC(SAC_CONFIG, OBS, ACTION, 500, seed, CPU)
+        if algo == "sac"
+        else DQN(DQN_CONFIG, (OBS,), ACTION, 0, 100, seed, CPU)
+    )
+    made.observe(np.random.default_rng(seed).normal(size=(40, OBS)).astype(np.float32))
+    return made
+
+
+def batch(algo, seed):
+    g = torch.Generator().manual_seed(seed)
+    discrete = torch.randint(ACTION, (BATCH,), generator=g)
+    action = discrete if algo == "dqn" else torch.rand(BATCH, ACTION, generator=g) * 2 - 1
+    obs, next_obs = torch.randn(2, BATCH, OBS, generator=g)
+    return Batch(obs, action, torch.randn(BATCH, generator=g), torch.full((BATCH,), 0.99), next_obs)
+
+
+def join(algo, agents, *flags):
+    config, _ = loader.load(["--algo", algo, "--env", "Any-v0", "--preset", "quick", *flags])
+    return make_population(agents, config, structural=False)
+
+
+def assert_close(one, other, where=""):
+    """Nested states equal within the rounding of another summation order."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_close(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, list):
+        for index, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_close(a, b, f"{where}/{index}")
+    elif isinstance(one, torch.Tensor):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=lambda m: f"{where}: {m}")
+    else:
+        assert one == other, where
+
+
+@pytest.mark.parametrize("reset", [name for name in REGISTRY if not REGISTRY[name].structural])
+@pytest.mark.parametrize("algo", ALGOS)
+def test_each_member_equals_its_single_run_across_a_reset(algo, reset):
+    singles, members = ([agent(algo, seed) for seed in range(3)] for _ in range(2))
+    population = join(algo, members)
+    strategy = REGISTRY[reset]()
+    trackers = [[strategy.tracker() for _ in range(3)] for _ in range(2)]
+    for step in range(8):
+        batches = [batch(algo, 10 * step + index) for index in range(3)]
+        expected = [one.update(data) for one, data in zip(singles, batches, strict=True)]
+        logged = population.update(batches)
+        for index in range(3):
+            assert_close(logged[index], expected[index], f"step {step} losses")
+            for group, tracker in zip((singles, members), trackers, strict=True):
+                slots, g = group[index].networks(), torch.Generator().manual_seed(step)
+                if tracker[index] is not None:
+                    tracker[index].after_update(slots, batches[index], g)
+                elif step == 4 and index != 1:  # one member is left out: resets are each agent's own affair
+                    reset_networks(slots, strategy, batches[index], g)
+    for single, member in zip(singles, members, strict=True):
+        assert_close(member.state_dict(), single.state_dict())
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_members_learn_differently_and_their_parameters_keep_one_storage(algo):
+    members = [agent(algo, seed) for seed in range(2)]
+    population = join(algo, members)
+    (name, _), *_ = members[0].networks().items()
+    parameters = [next(iter(m.networks()[name].module.parameters())) for m in members]
+    storage = {p.untyped_storage().data_ptr() for p in parameters}
+    assert len(storage) == 1
+    before = [p.detach().clone() for p in parameters]
+    population.update([batch(algo, 0), batch(algo, 1)])
+    assert {p.untyped_storage().data_ptr() for p in parameters} == storage
+    moved = [p.detach() - b for p, b in zip(parameters, before, strict=True)]
+    assert all(m.any() for m in moved) and not torch.equal(*moved)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_a_saved_member_goes_on_alone(algo):
+    members = [agent(algo, seed) for seed in range(2)]
+    population = join(algo, members)
+    for step in range(3):
+        population.update([batch(algo, step), batch(algo, step + 10)])
+    alone = agent(algo, 5)
+    alone.load_state_dict(copy.deepcopy(members[1].state_dict()))
+    logged = population.update([batch(algo, 20), batch(algo, 21)])
+    assert_close(alone.update(batch(algo, 21)), logged[1])
+    assert_close(alone.state_dict(), members[1].state_dict())
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_members_may_have_learned_before_they_are_joined(algo):
+    singles, members = ([agent(algo, seed) for seed in range(2)] for _ in range(2))
+    for step in range(2):
+        for one in (*singles, *members):
+            one.update(batch(algo, step))
+    population = join(algo, members)
+    data = [batch(algo, 7), batch(algo, 8)]
+    for one, each in zip(singles, data, strict=True):
+        one.update(each)
+    population.update(data)
+    for single, member in zip(singles, members, strict=True):
+        assert_close(member.state_dict(), single.state_dict())
+
+
+def test_what_cannot_be_batched_is_refused_by_name():
+    with pytest.raises(loader.ConfigError, match=r"agent\.l2_init must be 0"):
+        join("sac", [agent("sac", 0)], "--agent.l2-init", "0.1")
+    config, _ = loader.load(["--env", "Any-v0", "--reset", "plasticity_injection"])
+    with pytest.raises(loader.ConfigError, match="plasticity_injection adds parameters"):
+        make_population([agent("sac", 0)], config, structural=True)
+    pixels = DQN(DQN_CONFIG, (4, 84, 84), ACTION, 0, 100, 0, CPU)
+    with pytest.raises(loader.ConfigError, match="pixels"):
+        join("dqn", [pixels])

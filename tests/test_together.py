@@ -1,0 +1,88 @@
+"""--num-agents: several runs in one program, against the same runs one by one."""
+
+import json
+
+import pytest
+import torch
+
+import loop
+import train
+from common import checkpoint
+from configs import loader
+from configs.run_dir import member_configs, member_dirs
+from tests.test_train import SMALL, assert_same, newest, table
+
+# The H1's contacts turn a difference in the last digit into another episode; a pendulum does not.
+SMALL = {**SMALL, "sac": SMALL["sac"].replace("h1-walk", "Pendulum-v1")}
+
+
+def together(folder, algo, *extra):
+    config, _ = loader.load([*SMALL[algo].split(), "--num-agents", "2", *extra])
+    configs = member_configs(config)
+    folders = member_dirs(configs, folder)
+    loop.train_together(configs, folders)
+    return folders
+
+
+@pytest.fixture(scope="module", params=list(SMALL))
+def pair(request, tmp_path_factory):
+    """Two runs trained together with their folders, and the algorithm."""
+    return together(tmp_path_factory.mktemp("pair"), request.param), request.param
+
+
+def test_each_run_equals_its_single_run(pair, tmp_path):
+    folders, algo = pair
+    for seed, folder in enumerate(folders):
+        config, _ = loader.load([*SMALL[algo].split(), "--seed", str(seed)])
+        loop.train(config, tmp_path / str(seed))
+        one, other = newest(folder), newest(tmp_path / str(seed))
+        assert one["agent"]["update_step"] == other["agent"]["update_step"] > 0
+        for name in ("actor", "critic", "q"):
+            for key, value in other["agent"].get(name, {}).items():
+                torch.testing.assert_close(one["agent"][name][key], value, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(one["replay"]["reward"], other["replay"]["reward"], rtol=1e-3, atol=1e-4)
+        rows = [[r[:2] for r in table(f / "evaluations.csv")] for f in (folder, tmp_path / str(seed))]
+        assert rows[0] == rows[1]
+        resets = [json.loads(line) for line in (folder / "resets.jsonl").read_text().splitlines()]
+        assert [r["env_step"] for r in resets] == [81, 162] if algo == "dqn" else [80, 160]
+    first, second = (newest(folder)["agent"] for folder in folders)
+    name = "q" if algo == "dqn" else "actor"
+    assert any(not torch.equal(first[name][key], value) for key, value in second[name].items())
+
+
+def test_checkpoints_hold_one_run_alone(pair):
+    folders, _ = pair
+    for folder in folders:
+        saved = checkpoint.find(folder / "checkpoints", "step")[-1]
+        state = torch.load(saved / "agent.pt", weights_only=True)
+        tensors = [v for part in state.values() if isinstance(part, dict) for v in part.values()]
+        tensors = [v for v in tensors if isinstance(v, torch.Tensor)]
+        assert tensors and all(v.untyped_storage().nbytes() == v.nbytes for v in tensors)
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(pair, tmp_path, monkeypatch):
+    folders, algo = pair
+    advance = loop.Run.advance
+
+    def stop(self, num_envs, episodes):
+        advance(self, num_envs, episodes)
+        self.stop_requested = self.env_step >= 120
+
+    monkeypatch.setattr(loop.Run, "advance", stop)
+    resumed = together(tmp_path, algo)
+    assert newest(resumed[0])["env_step"] < newest(folders[0])["env_step"]
+    monkeypatch.setattr(loop.Run, "advance", advance)
+    together(tmp_path, algo)
+    for folder, again in zip(folders, resumed, strict=True):
+        for part in ("agent", "replay", "env"):
+            assert_same(newest(folder)[part], newest(again)[part])
+
+
+def test_runs_at_different_steps_are_not_joined(tmp_path, capsys):
+    config, _ = loader.load([*SMALL["dqn"].split(), "--num-agents", "2"])
+    configs = member_configs(config)
+    folders = member_dirs(configs, tmp_path)
+    loop.train(configs[1], folders[1])
+    argv = [*SMALL["dqn"].split(), "--num-agents", "2", "--run-dir", str(tmp_path)]
+    assert train.main(argv) == 2
+    assert "must stand at one env step" in capsys.readouterr().err
