@@ -2,6 +2,7 @@
 
     python benchmarks/learning.py --algo sac --env Pendulum-v1 --resets none fire
     python benchmarks/learning.py --algo dqn --env CartPole-v1 --resets none fire
+    python benchmarks/learning.py --algo dqn --env RoadRunner --resets none --seeds 3 --plot curve.png
 
 Runs that are complete in --runs are not repeated; interrupted ones resume.
 """
@@ -21,6 +22,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common.stats import bootstrap_interval  # noqa: E402
+from envs import human_score  # noqa: E402
+
+COLORS = ("#1f5fa8", "#c0392b", "#8e44ad", "#d68910", "#16a085")
 
 
 def evaluations(run_dir: Path) -> list[dict[str, str]]:
@@ -55,6 +59,42 @@ def row(reset: str, run_dirs: Sequence[Path]) -> str:
     return f"| `{reset}` | {mean:.1f} | {low:.1f} to {high:.1f} | {seeds} | {chance:.1f} |"
 
 
+def plot(path: Path, title: str, folders: dict[str, list[Path]], human: float | None) -> None:
+    """Draw every seed's evaluations, their mean and its 95 % bootstrap interval over seeds, and the random policy."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
+    chance = []
+    for color, (reset, run_dirs) in zip(COLORS, folders.items(), strict=False):
+        curves: dict[int, list[float]] = {}
+        for run_dir in run_dirs:
+            first, *rows = evaluations(run_dir)
+            chance.append(float(first["mean_return"]))
+            # Where a step was evaluated before and after a reset, what came after counts.
+            seed = {int(each["env_step"]): float(each["mean_return"]) for each in rows}
+            axes.plot(seed.keys(), seed.values(), color=color, lw=0.7, alpha=0.5)
+            for step, value in seed.items():
+                curves.setdefault(step, []).append(value)
+        low, high = zip(*(bootstrap_interval(values) for values in curves.values()), strict=True)
+        means = [sum(values) / len(values) for values in curves.values()]
+        axes.plot(
+            curves.keys(), means, "o-", ms=3, color=color, label=f"{reset}: mean of {len(run_dirs)} seeds"
+        )
+        axes.fill_between(curves.keys(), low, high, color=color, alpha=0.15, lw=0)
+    random = sum(chance) / len(chance)
+    axes.axhline(random, color="#7f8c8d", ls=":", lw=1.2, label=f"random policy ({random:.1f})")
+    if human is not None:
+        axes.axhline(human, color="#27ae60", ls=":", lw=1.2, label=f"human ({human:,.1f})")
+    axes.set(xlabel="environment steps", ylabel="undiscounted return", title=title)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--algo", required=True)
@@ -63,6 +103,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N - 1 (default: 5)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"), help="where the run folders go")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the learning curves as PNG")
     args = parser.parse_args()
 
     jobs, folders = [], {reset: [] for reset in args.resets}
@@ -81,6 +122,8 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for reset, run_dirs in folders.items():
         print(row(reset, run_dirs))
+    if args.plot:
+        plot(args.plot, f"{args.algo} on {args.env}, quick preset", folders, human_score(args.env))
 
 
 if __name__ == "__main__":

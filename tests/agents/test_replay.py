@@ -128,3 +128,8 @@ def test_errors_name_the_value():
     fill(buffer, 6, 1)
     with pytest.raises(ValueError, match="does not fit"):
         ReplayBuffer(4, 1, (3,), (2,), False, GAMMA).load_state_dict(buffer.state_dict())
+
+
+def test_bytes_needed_are_those_reserved():
+    for sizes in ((20, 3, (5,), (2,), False), (20, 4, (7,), (), True)):
+        assert ReplayBuffer.bytes_needed(*sizes) == ReplayBuffer(*sizes, GAMMA).nbytes
