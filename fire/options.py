@@ -157,21 +157,15 @@ class PlasticityInjectionOptions(SourceOptions):
 
 
 @dataclass(frozen=True)
-class RecyclingOptions(ResetOptions):
-    """Resets of single units. Their moments are always zeroed; ``optimizer`` says what happens to the others."""
-
+class ReDoOptions(ResetOptions):
     optimizer: str = option(
         "keep",
-        "optimizer state beyond the recycled units' moments: keep it, zero it or rebuild it",
+        "optimizer state beyond the recycled units' moments, which are always zeroed: keep it, zero it or rebuild it",
         choices=("keep", "zero", "rebuild"),
     )
     target: str = option(
         "keep", "target network: keep it, or copy the network into it", choices=("keep", "sync")
     )
-
-
-@dataclass(frozen=True)
-class ReDoOptions(RecyclingOptions):
     dormancy_threshold: float = option(
         0.1, "the paper's tau: 0.025 in its default DQN, 0.1 elsewhere", unit="share of the layer's mean"
     )
@@ -182,7 +176,17 @@ class ReDoOptions(RecyclingOptions):
 
 
 @dataclass(frozen=True)
-class ContinualBackpropOptions(RecyclingOptions):
+class TrackedOptions(ResetOptions):
+    """Resets of single units after every update: they zero the moments of what they recycle and touch nothing else."""
+
+    optimizer: str = option(
+        "keep", "optimizer state beyond the recycled units' moments: keep it", choices=("keep",)
+    )
+    target: str = option("keep", "target network: keep it", choices=("keep",))
+
+
+@dataclass(frozen=True)
+class ContinualBackpropOptions(TrackedOptions):
     replacement_rate: float = option(
         1e-4, "share of mature units recycled (FIRE's vision runs: 1e-4, 1e-5)", "1/update"
     )
@@ -197,7 +201,7 @@ class ContinualBackpropOptions(RecyclingOptions):
 
 
 @dataclass(frozen=True)
-class SelfNormalizedOptions(RecyclingOptions):
+class SelfNormalizedOptions(TrackedOptions):
     percentile: float = option(0.98, "rejection percentile (FIRE's vision runs: 0.92 to 0.99)", "0..1")
     max_silence: int = option(
         20_000, "silence after which any unit is recycled (FIRE's vision runs)", "updates"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fire.base import Plan, Reset
 from fire.metrics import dormant_units
-from fire.options import ContinualBackpropOptions, RecyclingOptions, ReDoOptions, SelfNormalizedOptions
+from fire.options import ContinualBackpropOptions, ReDoOptions, SelfNormalizedOptions, TrackedOptions
 from fire.slot import NetworkSlot
 from fire.units import UnitGroup, outgoing_sums, recycle, unit_groups
 
@@ -43,7 +43,7 @@ class ReDo(ReDoOptions, Reset):
 
 
 @dataclass(frozen=True)
-class TrackedReset(RecyclingOptions, Reset):
+class TrackedReset(TrackedOptions, Reset):
     """Base of resets that act after every update through their tracker; applied on a schedule they do
     nothing.
     """
