@@ -18,6 +18,7 @@ from agents.networks import (
     SimbaCritic,
     SimbaEncoder,
     build_seeded,
+    frozen,
 )
 
 
@@ -63,6 +64,30 @@ def test_ensemble_layers_equal_separate_layers():
         torch.testing.assert_close(linear(x)[member], expected)
         expected = F.layer_norm(x[member], (5,), norm.weight[member], norm.bias[member], eps=1e-6)
         torch.testing.assert_close(norm(x)[member], expected)
+
+
+def test_ensemble_linear_has_autograds_first_and_second_derivatives():
+    layer = EnsembleLinear(2, 3, 4).double()
+    nn.init.normal_(layer.weight)
+    x = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+
+    def call(x, weight, bias):
+        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,))
+
+    inputs = (x, layer.weight.detach().requires_grad_(), layer.bias.detach().requires_grad_())
+    assert torch.autograd.gradcheck(call, inputs) and torch.autograd.gradgradcheck(call, inputs)
+    layer(x).sum().backward()
+    assert layer.weight.grad.is_contiguous()
+
+
+def test_frozen_lets_gradients_pass_and_gives_the_flags_back():
+    layer = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    layer[1].bias.requires_grad_(False)
+    x = torch.randn(5, 3, requires_grad=True)
+    with frozen(layer):
+        layer(x).sum().backward()
+    assert x.grad is not None and all(p.grad is None for p in layer.parameters())
+    assert [p.requires_grad for p in layer.parameters()] == [True, True, True, False]
 
 
 def test_simba_critic_equals_the_formula_written_out():

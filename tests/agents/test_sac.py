@@ -1,11 +1,13 @@
 """One SAC update against a plain re-computation with torch.distributions and unfused optimizers; side effects."""
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
@@ -88,6 +90,93 @@ def test_one_update_equals_the_algorithm_written_out():
         strict=True,
     ):
         torch.testing.assert_close(value, 0.995 * old + 0.005 * online, rtol=1e-4, atol=1e-6, msg=name)
+
+
+class PlainCritic(torch.nn.Module):
+    """One critic in plain layers, with the weights of member ``index`` of the agent's batched critics."""
+
+    def __init__(self, state, index):
+        super().__init__()
+        weights = {n: v[index] for n, v in state.items() if not n.startswith("normalizer")}
+        self.weights = torch.nn.ParameterDict({n.replace(".", "/"): v.clone() for n, v in weights.items()})
+
+    def forward(self, inputs):
+        w = {n.replace("/", "."): v for n, v in self.weights.items()}
+
+        def linear(x, name):
+            return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
+
+        def norm(x, name):
+            return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-6)
+
+        x = linear(inputs, "encoder.0")
+        for block in ("encoder.1", "encoder.2"):
+            hidden = torch.relu(linear(norm(x, f"{block}.norm"), f"{block}.expand"))
+            x = x + linear(hidden, f"{block}.project")
+        return linear(norm(x, "encoder.3"), "value").squeeze(-1)
+
+
+def test_updates_equal_two_separate_critics_with_autograds_own_gradients():
+    """The batched critics, their hand-written weight gradient and the frozen pass against plain layers."""
+    agent = make(config=dataclasses.replace(CONFIG, critic_blocks=2))
+    actor = copy.deepcopy(agent.actor)
+    critics, targets = (
+        [PlainCritic(m.state_dict(), i) for i in range(2)] for m in (agent.critic, agent.target_critic)
+    )
+    log_alpha = torch.tensor(math.log(0.01), requires_grad=True)
+    plain = {"lr": 3e-3, "foreach": False, "fused": False}
+    actor_optimizer = torch.optim.AdamW(actor.parameters(), **plain)
+    alpha_optimizer = torch.optim.AdamW([log_alpha], weight_decay=0.0, **plain)
+    critic_optimizers = [torch.optim.AdamW(q.parameters(), **plain) for q in critics]
+    noise = torch.Generator()
+    noise.set_state(agent._noise.get_state())
+
+    def low(models, obs, action):
+        inputs = torch.cat([actor.normalizer(obs), action], 1)
+        return torch.minimum(*(model(inputs) for model in models))
+
+    def policy(obs):
+        mean, log_std = actor(obs)
+        raw = mean + log_std.exp() * torch.randn(mean.shape, generator=noise)
+        log_prob = Normal(mean, log_std.exp()).log_prob(raw) - torch.log1p(-torch.tanh(raw).square())
+        return torch.tanh(raw), log_prob.sum(1)
+
+    def descend(optimizer, loss):
+        parameters = optimizer.param_groups[0]["params"]
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+
+    for seed in range(4):
+        data = batch(seed)
+        action, log_prob = policy(data.obs)
+        descend(
+            actor_optimizer, (log_alpha.exp().detach() * log_prob - low(critics, data.obs, action)).mean()
+        )
+        descend(alpha_optimizer, log_alpha.exp() * (0.5 * ACTION - log_prob.detach().mean()))
+        with torch.no_grad():
+            action, log_prob = policy(data.next_obs)
+            value = low(targets, data.next_obs, action) - log_alpha.exp() * log_prob
+            wanted = data.reward + data.discount * value
+        inputs = torch.cat([actor.normalizer(data.obs), data.action], 1)
+        for critic, optimizer in zip(critics, critic_optimizers, strict=True):
+            descend(optimizer, F.mse_loss(critic(inputs), wanted))
+        with torch.no_grad():
+            for critic, target in zip(critics, targets, strict=True):
+                for online, slow in zip(critic.parameters(), target.parameters(), strict=True):
+                    slow.mul_(1 - 0.005).add_(online, alpha=0.005)
+        agent.update(data)
+
+    torch.testing.assert_close(agent.temperature.log_alpha, log_alpha)
+    for mine, reference in zip(agent.actor.parameters(), actor.parameters(), strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-3, atol=1e-4)
+    for batched, separate in ((agent.critic, critics), (agent.target_critic, targets)):
+        for index, model in enumerate(separate):
+            for name, value in model.weights.items():
+                mine = batched.get_parameter(name.replace("/", "."))[index]
+                torch.testing.assert_close(
+                    mine, value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+                )
 
 
 def test_target_critic_is_a_copy_that_shares_the_normalizer():
