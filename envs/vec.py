@@ -34,7 +34,10 @@ class Episode(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One transition in each of the N sub-environments; all arrays have N rows."""
+    """One transition in each of the N sub-environments; all arrays have N rows and are the caller's.
+
+    ``obs`` and ``next_obs`` are one and the same array where no episode ended.
+    """
 
     obs: (
         np.ndarray
@@ -136,8 +139,8 @@ class VecEnv:
         """
         self._require_reset()
         actions = self._checked(actions)
-        next_obs, reward, terminated, truncated, infos = self._vector.step(actions)
-        next_obs = np.array(next_obs, dtype=self._obs_dtype)
+        reached, reward, terminated, truncated, infos = self._vector.step(actions)
+        next_obs = np.array(reached, dtype=self._obs_dtype)
         truncated = truncated & ~terminated
         self._episode_return += reward
         self._length += 1
@@ -158,10 +161,13 @@ class VecEnv:
             self._episode += over
             where = ended.reshape(-1, *[1] * (next_obs.ndim - 1))
             self._obs = np.where(where, self._reset_where(over), next_obs)
+            obs = self._obs.copy()
         else:
-            self._obs = next_obs.copy()
+            # Games hand out a new array at every step, too large to be copied without need.
+            self._obs = reached if self._is_game else next_obs.copy()
+            obs = next_obs
         reward = infos.get("learner_reward", reward).astype(np.float32)
-        return Step(self._obs.copy(), next_obs, reward, terminated, truncated, episodes)
+        return Step(obs, next_obs, reward, terminated, truncated, episodes)
 
     def running_episodes(self) -> list[Episode]:
         """Return the episodes under way with return and length so far, those not yet begun left out."""

@@ -1,0 +1,143 @@
+"""One contender of ``benchmarks.atari`` in a process of its own: plays a slice of random steps for every line it reads.
+
+    python atari_worker.py ours|published GAME
+
+``published`` is the wrapper chain of FIRE's DQN script (isaac7778/FIRE, rl/dqn/cleanrl/dqn_atari.py, ``make_env``),
+written from its description for gymnasium 0.28 and 1.x alike: this file needs neither PyTorch nor the rest of the suite
+for it, so that it also runs under the interpreter with the script's pinned packages.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+NUM_ENVS = 4
+SLICE = 100  # steps of all environments
+PACKAGES = ("gymnasium", "ale-py", "numpy", "opencv-python-headless")
+
+
+class MaxAndSkip(gym.Wrapper):
+    """Hold an action for four frames, sum the rewards, show the maximum of the last two frames in colour."""
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self._last_two = np.zeros((2, *env.observation_space.shape), dtype=np.uint8)
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        total, terminated, truncated, info = 0.0, False, False, {}
+        for frame in range(4):
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            if frame >= 2:
+                self._last_two[frame - 2] = obs
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return self._last_two.max(axis=0), total, terminated, truncated, info
+
+
+class ClipReward(gym.RewardWrapper):
+    """Learn from the sign."""
+
+    def reward(self, reward: float) -> float:
+        return float(np.sign(reward))
+
+
+class StickyAction(gym.Wrapper):
+    """Repeat the action played before with probability 0.25."""
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        self._held = 0
+        return self.env.reset(**kwargs)
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self.np_random.random() >= 0.25:
+            self._held = action
+        return self.env.step(self._held)
+
+
+def published_env(game: str) -> gym.Env:
+    """Build one environment as the script does; games by their names in CamelCase."""
+    import ale_py  # noqa: F401  (registers the games)
+
+    modern = not gym.__version__.startswith("0.")
+    env = gym.make(f"{game}NoFrameskip-v4")
+    env = gym.wrappers.RecordEpisodeStatistics(env)
+    env = StickyAction(ClipReward(MaxAndSkip(env)))
+    env = gym.wrappers.ResizeObservation(env, (84, 84))
+    env = gym.wrappers.GrayscaleObservation(env) if modern else gym.wrappers.GrayScaleObservation(env)
+    env = gym.wrappers.FrameStackObservation(env, 4) if modern else gym.wrappers.FrameStack(env, 4)
+    return gym.wrappers.TimeLimit(env, max_episode_steps=100_000)
+
+
+def play_published(game: str) -> Iterator[None]:
+    """Play a slice at every ``next``: four processes, as the script has them."""
+    envs = gym.vector.AsyncVectorEnv([functools.partial(published_env, game)] * NUM_ENVS)
+    envs.reset(seed=0)
+    chance = np.random.default_rng(0)
+    while True:
+        yield
+        for _ in range(SLICE):
+            envs.step(chance.integers(envs.single_action_space.n, size=NUM_ENVS))
+
+
+def play_ours(game: str) -> Iterator[None]:
+    """Play a slice at every ``next`` on one thread of this process."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from configs.schema import AtariConfig
+    from envs import make_vec
+
+    env = make_vec(game, NUM_ENVS, 4, atari=AtariConfig(num_threads=1))
+    env.reset(seed=0)
+    chance = np.random.default_rng(0)
+    while True:
+        yield
+        for _ in range(SLICE):
+            env.step(chance.integers(env.action_space.n, size=NUM_ENVS))
+
+
+def cpu_seconds() -> float:
+    """CPU time so far of this process and of its children, which are still running."""
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    ticks = 0
+    for child in children:
+        fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])  # utime, stime
+    own = os.times()
+    return own.user + own.system + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def versions() -> dict[str, str]:
+    """What the contender runs on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def main() -> None:
+    contender, game = sys.argv[1:]
+    slices = play_ours(game) if contender == "ours" else play_published(game)
+    next(slices)
+    print(json.dumps(versions()), flush=True)
+    for _ in sys.stdin:
+        before = cpu_seconds()
+        next(slices)
+        print(json.dumps({"steps": SLICE * NUM_ENVS, "cpu_seconds": cpu_seconds() - before}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
