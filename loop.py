@@ -12,6 +12,7 @@ from torch import Tensor
 from agents import Batch, make_agent, make_replay, pick_device
 from agents.population import make_population
 from common.memory import keep_freed_memory
+from common.profiling import StepProfiler
 from common.run import Run
 from common.seeding import stream_seed, torch_generator
 from configs.run_dir import branch_source, check_same_step, claim_run_dir
@@ -40,6 +41,9 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
     with contextlib.ExitStack() as stack:
         members = [_begin(config, run_dir, stack) for config, run_dir in zip(configs, run_dirs, strict=True)]
         update = _joint_update(members)
+        profiler = None
+        if configs[0].profile:
+            profiler = stack.enter_context(contextlib.closing(StepProfiler(run_dirs[0], members[0].run.say)))
         while all(member.run.going for member in members):
             owed = [member.collect() for member in members]
             for _ in range(owed[0]):
@@ -48,6 +52,8 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
                     member.learned(batch, losses)
             for member in members:
                 member.attend()
+            if profiler is not None:
+                profiler.step(owed[0])
         for member in members:
             member.save()
     return [member.run for member in members]

@@ -210,6 +210,10 @@ class Config:
     )
     device: str = option("auto", "where networks and replay live", choices=("auto", "cpu", "cuda"))
     num_threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's own choice", minimum=0)
+    profile: bool = option(
+        False,
+        "profile 20 steps of the loop: profile.json (Chrome trace) in the run folder, ten dearest operations",
+    )
     env: EnvConfig = EnvConfig()
     atari: AtariConfig = AtariConfig()  # its options are keys of `env.atari`
     replay: ReplayConfig = ReplayConfig()
