@@ -22,13 +22,14 @@ def main(argv: list[str]) -> int:
     """Run the command line; returns the exit code."""
     try:
         config, flags = loader.load(argv)
+        variants = [loader.load([*argv, "--reset", name])[0] for name in flags.resets] or [config]
     except loader.ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return _train(config, Path(flags.run_dir) if flags.run_dir else None, argv)
+    return _train(variants, Path(flags.run_dir) if flags.run_dir else None, argv)
 
 
-def _train(config: Config, run_dir: Path | None, argv: list[str]) -> int:
+def _train(variants: list[Config], run_dir: Path | None, argv: list[str]) -> int:
     # PyTorch and the environments are imported here, so that --help and a misspelt flag are answered at once.
     from common.checkpoint import CheckpointError
     from common.run import TrainingDiverged, UnknownMetric
@@ -37,10 +38,11 @@ def _train(config: Config, run_dir: Path | None, argv: list[str]) -> int:
     from envs import EnvError
     from loop import train_together
 
-    configs = member_configs(config)
-    folders = member_dirs(configs, run_dir)
-    where = ", ".join(map(str, folders))
+    where = ""
     try:
+        configs = member_configs(variants)
+        folders = member_dirs(configs, run_dir)
+        where = ", ".join(map(str, folders))
         runs = train_together(configs, folders)
     except (loader.ConfigError, EnvError, CheckpointError, UnknownMetric) as error:
         print(f"error: {error}", file=sys.stderr)

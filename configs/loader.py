@@ -384,6 +384,14 @@ def _selector_parser(add_help: bool, **kwargs: Any) -> _Parser:
         help="YAML files merged after the named ones, left to right",
     )
     parser.add_argument(
+        "--resets",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="several strategies instead of --reset, trained as one batched program like --num-agents; with "
+        "--branch-from they share one beginning",
+    )
+    parser.add_argument(
         "--run-dir", metavar="DIR", help="run folder (default: runs/<algo>-<env>-<reset>-<preset>-seed<seed>)"
     )
     return parser

@@ -112,9 +112,29 @@ def check_same_step(runs: Sequence[Any]) -> None:
         )
 
 
-def member_configs(config: Config) -> list[Config]:
-    """Return the configurations of the runs that ``config.num_agents`` asks for: seeds seed, seed + 1, ..."""
-    return [dataclasses.replace(config, seed=config.seed + index) for index in range(config.num_agents)]
+def member_configs(variants: Sequence[Config]) -> list[Config]:
+    """Return the configurations of all runs: each variant with its ``num_agents`` seeds seed, seed + 1, ...
+
+    Their ``num_agents`` is the number of runs in all.
+
+    Raises:
+        ConfigError: two variants would share a folder, or differ in more than what one program can follow.
+    """
+    first, number = variants[0], sum(variant.num_agents for variant in variants)
+    names = [variant.reset.name for variant in variants]
+    if len(set(names)) < len(names):
+        raise loader.ConfigError(f"--resets {' '.join(names)}: each name may stand there once")
+    for variant in variants[1:]:
+        if other := _differences(first, variant, ("reset",)):
+            raise loader.ConfigError(
+                f"--resets {' '.join(names)}: they must differ in reset options alone, but {first.reset.name} has "
+                f"{other.replace('asked for', variant.reset.name)}"
+            )
+    return [
+        dataclasses.replace(variant, seed=variant.seed + index, num_agents=number)
+        for variant in variants
+        for index in range(variant.num_agents)
+    ]
 
 
 def member_dirs(configs: Sequence[Config], run_dir: Path | None) -> list[Path]:

@@ -18,7 +18,7 @@ SMALL = {**SMALL, "sac": SMALL["sac"].replace("h1-walk", "Pendulum-v1")}
 
 def together(folder, algo, *extra):
     config, _ = loader.load([*SMALL[algo].split(), "--num-agents", "2", *extra])
-    configs = member_configs(config)
+    configs = member_configs([config])
     folders = member_dirs(configs, folder)
     loop.train_together(configs, folders)
     return folders
@@ -80,9 +80,36 @@ def test_interrupted_and_resumed_equals_uninterrupted(pair, tmp_path, monkeypatc
 
 def test_runs_at_different_steps_are_not_joined(tmp_path, capsys):
     config, _ = loader.load([*SMALL["dqn"].split(), "--num-agents", "2"])
-    configs = member_configs(config)
+    configs = member_configs([config])
     folders = member_dirs(configs, tmp_path)
     loop.train(configs[1], folders[1])
     argv = [*SMALL["dqn"].split(), "--num-agents", "2", "--run-dir", str(tmp_path)]
     assert train.main(argv) == 2
     assert "must stand at one env step" in capsys.readouterr().err
+
+
+def test_several_resets_branch_from_one_checkpoint(pair, tmp_path):
+    _, algo = pair
+    loop.train(
+        loader.load([*SMALL[algo].split(), "--reset", "none", "--total-steps", "120"])[0], tmp_path / "source"
+    )
+    branch = [*SMALL[algo].split(), "--reset.at", "130", "--branch-from", str(tmp_path / "source")]
+    argv = [*branch, "--resets", "none", "full", "--run-dir", str(tmp_path / "pair")]
+    assert train.main(argv) == 0
+    for name in ("none", "full"):
+        loop.train(loader.load([*branch, "--reset", name])[0], tmp_path / name)
+        (folder,) = (tmp_path / "pair").glob(f"*-{name}-*")
+        one, other = newest(folder), newest(tmp_path / name)
+        for key, value in other["agent"]["q" if algo == "dqn" else "critic"].items():
+            network = one["agent"]["q" if algo == "dqn" else "critic"]
+            torch.testing.assert_close(network[key], value, rtol=1e-3, atol=1e-4)
+        count = len((folder / "resets.jsonl").read_text().splitlines())
+        assert count == len((tmp_path / name / "resets.jsonl").read_text().splitlines())
+        assert bool(count) == (name == "full")
+
+
+def test_resets_that_change_the_agent_are_refused(capsys):
+    assert train.main([*SMALL["dqn"].split(), "--resets", "fire", "l2_init"]) == 2
+    assert "must differ in reset options alone" in capsys.readouterr().err
+    assert train.main([*SMALL["dqn"].split(), "--resets", "fire", "fire"]) == 2
+    assert "once" in capsys.readouterr().err
