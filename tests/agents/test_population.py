@@ -59,12 +59,16 @@ def assert_close(one, other, where=""):
         assert one == other, where
 
 
-@pytest.mark.parametrize("reset", [name for name in REGISTRY if not REGISTRY[name].structural])
+RESETS = [(name, {}) for name in REGISTRY if not REGISTRY[name].structural]
+RESETS += [("full", {"optimizer": "rebuild"}), ("fire", {"optimizer": "keep", "target": "keep"})]
+
+
+@pytest.mark.parametrize(("reset", "options"), RESETS)
 @pytest.mark.parametrize("algo", ALGOS)
-def test_each_member_equals_its_single_run_across_a_reset(algo, reset):
+def test_each_member_equals_its_single_run_across_a_reset(algo, reset, options):
     singles, members = ([agent(algo, seed) for seed in range(3)] for _ in range(2))
     population = join(algo, members)
-    strategy = REGISTRY[reset]()
+    strategy = REGISTRY[reset](**options)
     trackers = [[strategy.tracker() for _ in range(3)] for _ in range(2)]
     for step in range(8):
         batches = [batch(algo, 10 * step + index) for index in range(3)]
