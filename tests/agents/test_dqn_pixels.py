@@ -69,12 +69,9 @@ def test_every_reset_applies_and_learning_goes_on(name):
     agent.update(batch(1))
     pointers = {n: p.data_ptr() for n, p in agent.q.named_parameters()}
     slot = agent.networks()["q"]
-    report = reset_networks(
-        {"q": slot},
-        REGISTRY[name](**OPTIONS.get(name, {})),
-        batch(2),
-        torch.Generator().manual_seed(3),
-    ).scalars()
+    reset = REGISTRY[name](**OPTIONS.get(name, {}))
+    data = batch(2, size=SIZE * reset.num_probes)
+    report = reset_networks({"q": slot}, reset, data, torch.Generator().manual_seed(3)).scalars()
     assert all(np.isfinite(value) for value in report.values())
     if not REGISTRY[name].structural:
         assert pointers == {n: p.data_ptr() for n, p in agent.q.named_parameters()}
