@@ -14,7 +14,7 @@ from fire.injection import InjectedHead
 from fire.metrics import measure
 from fire.resets import REGISTRY, reset_networks
 
-ACTIONS, SIZE = 5, 6
+ACTIONS, SIZE = 5, 8  # DASH wants a sample for each of its 8 minibatches
 # Under these every strategy finds something to do.
 OPTIONS = {"redo": {"dormancy_threshold": 0.9}}
 
