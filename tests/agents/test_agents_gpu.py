@@ -12,7 +12,10 @@ from agents.replay import Batch, ReplayBuffer
 from agents.sac import SAC
 from configs.schema import DQNConfig, SACConfig
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 CUDA = torch.device("cuda")
 
 
