@@ -3,8 +3,11 @@
     python benchmarks/learning.py --algo sac --env Pendulum-v1 --resets none fire
     python benchmarks/learning.py --algo dqn --env CartPole-v1 --resets none fire
     python benchmarks/learning.py --algo dqn --env Breakout --resets none --seeds 3 --training --plot curve.png
+    python benchmarks/learning.py --algo dqn --env Breakout --resets none full shrink_perturb fire --branch-at 30000 \
+        --seeds 3 --training --plot resets.png
 
-Runs that are complete in --runs are not repeated; interrupted ones resume.
+Runs that are complete in --runs are not repeated; interrupted ones resume. With --branch-at all resets of a seed share
+one beginning, the run without resets, and happen once, at that step.
 """
 
 from __future__ import annotations
@@ -125,17 +128,40 @@ def main() -> None:
     parser.add_argument(
         "--training", action="store_true", help="draw training episodes instead of evaluations"
     )
+    parser.add_argument(
+        "--branch-at",
+        type=int,
+        metavar="STEP",
+        help="env step at which the other resets leave the run of 'none'",
+    )
     args = parser.parse_args()
+    if args.branch_at and "none" not in args.resets:
+        parser.error("--branch-at needs 'none' among --resets: the others branch from its runs")
 
-    jobs, folders = [], {reset: [] for reset in args.resets}
-    for seed in range(args.seeds):
-        for reset in args.resets:
-            run_dir = args.runs / f"{args.algo}-{args.env}-{reset}-seed{seed}"
-            folders[reset].append(run_dir)
-            argv = ["--algo", args.algo, "--env", args.env, "--preset", "quick", "--reset", reset]
-            jobs.append((run_dir, [*argv, "--seed", str(seed)]))
+    folders = {
+        reset: [args.runs / f"{args.algo}-{args.env}-{reset}-seed{seed}" for seed in range(args.seeds)]
+        for reset in args.resets
+    }
+
+    def make(reset: str) -> list[tuple[Path, list[str]]]:
+        """The runs of one reset, as ``finish`` takes them."""
+        jobs = []
+        for seed, run_dir in enumerate(folders[reset]):
+            words = f"--algo {args.algo} --env {args.env} --preset quick --reset {reset} --seed {seed}"
+            if args.branch_at and reset == "none":
+                words += f" --checkpoint.every {args.branch_at} --checkpoint.keep 1000"
+            elif args.branch_at:
+                start = folders["none"][seed] / "checkpoints" / f"step_{args.branch_at:012d}"
+                words += f" --reset.every 0 --reset.at {args.branch_at} --branch-from {start}"
+            jobs.append((run_dir, words.split()))
+        return jobs
+
+    stages = (
+        [["none"], [reset for reset in args.resets if reset != "none"]] if args.branch_at else [args.resets]
+    )
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda job: finish(*job), jobs))
+        for resets in stages:
+            list(pool.map(lambda job: finish(*job), [job for reset in resets for job in make(reset)]))
 
     steps = evaluations(folders[args.resets[0]][0])[-1]["env_step"]
     print(f"{args.algo} on {args.env}, {int(steps):,} env steps, {args.seeds} seeds\n")

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -53,9 +53,10 @@ def work(case: str, threads: int, env_threads: int, device: str) -> dict[str, fl
     class TimedRun(Run):
         updates = 0
 
-        def log_losses(self, losses: Mapping[str, object]) -> None:
-            super().log_losses(losses)
-            self.updates += 1
+        def take_owed(self) -> int:
+            owed = super().take_owed()
+            self.updates += owed
+            return owed
 
         def advance(self, num_envs: int, episodes: Sequence[object]) -> None:
             super().advance(num_envs, episodes)

@@ -6,11 +6,13 @@ import os
 
 
 def let_idle_threads_sleep() -> None:
-    """Let OpenMP threads sleep while they wait for each other.
+    """Let OpenMP threads sleep soon while they wait for each other.
 
-    By default they spin. Where environments or another process want the core that one of them spins on, the others wait
-    for it, and a run takes many times as long (results/throughput.md). OpenMP reads the setting once, when PyTorch is
-    loaded: call this before. A setting of the user's own (``OMP_WAIT_POLICY``, ``GOMP_SPINCOUNT``) stays.
+    By default they spin for milliseconds. Where environments or another process want the core that one of them spins
+    on, the others wait for it, and a run takes many times as long (results/throughput.md). OpenMP reads the settings
+    once, when PyTorch is loaded: call this before. Settings of the user's own (``OMP_WAIT_POLICY``, ``GOMP_SPINCOUNT``) stay.
     """
-    if "GOMP_SPINCOUNT" not in os.environ:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if os.environ.keys().isdisjoint({"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        # GNU's library, which PyTorch's packages bring, spins that often first: it bridges the gap between operations.
+        os.environ["GOMP_SPINCOUNT"] = "1000"
