@@ -10,7 +10,7 @@ def let_idle_threads_sleep() -> None:
 
     By default they spin for milliseconds. Where environments or another process want the core that one of them spins
     on, the others wait for it, and a run takes many times as long (results/throughput.md). OpenMP reads the settings
-    once, when PyTorch is loaded: call this before. Settings of the user's own (``OMP_WAIT_POLICY``, ``GOMP_SPINCOUNT``) stay.
+    once, when PyTorch is loaded: call this before. The user's own ``OMP_WAIT_POLICY`` or ``GOMP_SPINCOUNT`` stays.
     """
     if os.environ.keys().isdisjoint({"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
