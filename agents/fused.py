@@ -56,6 +56,7 @@ class _ResidualBlock(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.eps = inputs[-1]
+        ctx.set_materialize_grads(False)  # of what is only kept: it would be filled with zeros
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*inputs[:-1], *output[1:])
 
@@ -93,11 +94,10 @@ class _ResidualBlock(torch.autograd.Function):
                 shift[e],
                 [True, learns, learns],
             )
-            grad_own += grad_out
             if not learns:
-                grad_x[e].index_copy_(0, rows, grad_own)
+                grad_x[e].index_copy_(0, rows, grad_own.add_(grad_out))
                 continue
-            grad_x[e] = grad_own
+            torch.add(grad_own, grad_out, out=grad_x[e])
             for whole, part in zip(grads[:2], grad_norm, strict=True):
                 whole[e] = part
             torch.mm(grad_hidden.mT, normed, out=grads[2][e])
