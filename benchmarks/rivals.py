@@ -1,4 +1,4 @@
-"""SAC as others write it, on SimBa's sizes: CleanRL, Stable-Baselines3, SBX, the authors' JAX program.
+"""SAC as others write it, on SimBa's sizes: CleanRL, LeanRL, Stable-Baselines3, SBX, the authors' JAX program.
 
 Each function returns what performs one gradient update on ``BATCH`` random transitions.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +55,12 @@ class Trunk(nn.Module):
 
 
 class CleanRL:
-    """SAC as CleanRL writes it, at replay ratio 1 with the actor updated every time."""
+    """SAC as CleanRL writes it, at replay ratio 1 with the actor updated every time.
 
-    def __init__(self, config: SACConfig, device: str = "cpu") -> None:
+    ``lean``: as LeanRL changes it, so that a graph can hold the update: nothing is read back to the host.
+    """
+
+    def __init__(self, config: SACConfig, device: str = "cpu", lean: bool = False) -> None:
         def critic() -> nn.Module:
             return nn.Sequential(
                 Trunk(OBS + ACTION, config.critic_width, config.critic_blocks),
@@ -68,19 +72,23 @@ class CleanRL:
         ).to(device)
         self.critics, self.targets = ([critic() for _ in range(2)] for _ in range(2))
         self.log_alpha = torch.zeros(1, requires_grad=True, device=device)
-        self.q_optimizer = torch.optim.AdamW([p for q in self.critics for p in q.parameters()], lr=1e-4)
-        self.actor_optimizer = torch.optim.AdamW(self.actor.parameters(), lr=1e-4)
-        self.a_optimizer = torch.optim.AdamW([self.log_alpha], lr=1e-4)
+        self.lean = lean
+        adamw = partial(torch.optim.AdamW, lr=1e-4, capturable=lean and device == "cuda")
+        self.q_optimizer = adamw([p for q in self.critics for p in q.parameters()])
+        self.actor_optimizer = adamw(self.actor.parameters())
+        self.a_optimizer = adamw([self.log_alpha])
 
     def sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_std = self.actor(obs).chunk(2, dim=1)
-        normal = torch.distributions.Normal(mean, (-3.5 * torch.tanh(log_std) - 1.5).exp())
+        std = (-3.5 * torch.tanh(log_std) - 1.5).exp()
+        normal = torch.distributions.Normal(mean, std, validate_args=not self.lean)
         raw = normal.rsample()
         action = torch.tanh(raw)
         return action, (normal.log_prob(raw) - torch.log(1 - action.pow(2) + 1e-6)).sum(1, keepdim=True)
 
     def update(self, batch: Batch) -> None:
-        alpha = self.log_alpha.exp().item()
+        alpha = self.log_alpha.exp().detach()
+        alpha = alpha if self.lean else alpha.item()
         with torch.no_grad():
             action, log_prob = self.sample(batch.next_obs)
             inputs = torch.cat([batch.next_obs, action], 1)
@@ -108,6 +116,15 @@ class CleanRL:
         for q, target in zip(self.critics, self.targets, strict=True):
             for p, t in zip(q.parameters(), target.parameters(), strict=True):
                 t.data.copy_(0.005 * p.data + 0.995 * t.data)
+
+
+def lean_update(
+    config: SACConfig, batch: Batch, capture: Callable[[Callable[[], object]], Callable[[], object]]
+) -> Callable[[], object]:
+    """CleanRL's body as LeanRL runs it: compiled, and recorded as one graph by ``capture``; noise is drawn inside."""
+    rival = CleanRL(config, batch.obs.device.type, lean=True)
+    compiled = torch.compile(rival.update)
+    return capture(lambda: compiled(batch))
 
 
 class Still(Env):

@@ -7,12 +7,15 @@ update      one SAC update at SimBa's widths, all contenders in turns on one thr
     ours        ``agents.sac.SAC``; on CUDA also with its minibatch as one graph ("captured"), and that in tf32
     cleanrl     the body of CleanRL's sac_continuous_action.py on SimBa networks: a module for each critic, AdamW in its
                 default form, gradients of the critics' weights computed and thrown away in the actor's loss
+    leanrl      that body compiled and recorded as one CUDA graph, as LeanRL does; on CUDA only
     sbx         Stable-Baselines3's JAX twin with its SimbaPolicy, where ``sbx`` can be imported
     sb3         Stable-Baselines3's own training step on CleanRL's SimBa networks, where it can be imported
     simba       the authors' JAX program, from a checkout of SonyResearch/simba
     sgemm       float32 product of two 2048 x 2048 matrices, whose rate is taken as what the machine can do
-  ``share`` is the algorithm's need, ``flops``, divided by time and the rate of sgemm.
-agents      one update of K agents as ``--num-agents`` makes it, against K single updates
+  ``share`` is the algorithm's need, ``flops``, divided by time and the rate of sgemm; ``floor_share`` adds to the need
+  the time of copying as many bytes as the optimizers and the target must move
+agents      one update of K agents as ``--num-agents`` makes it, against K single updates; on CUDA also one graph of K
+            agents at SimBa's widths against the graph of one
 training    the training loop end to end over numbers of threads (benchmarks/training.py)
 reset       a FIRE reset of the SAC agent in env steps and updates (benchmarks/reset.py)
 
@@ -39,6 +42,7 @@ import torch
 
 from agents import ReplayBuffer
 from agents.dqn import DQN
+from agents.graphs import capture
 from agents.learner import make_learner
 from agents.population import Together
 from agents.sac import SAC
@@ -52,7 +56,7 @@ from configs.schema import DQNConfig, SACConfig
 
 SIZE = 2048
 PARTS = ("update", "agents", "training", "reset")
-IN_PYTORCH = ("ours", "captured", "captured, tf32", "cleanrl", "sb3")
+IN_PYTORCH = ("ours", "captured", "captured, tf32", "cleanrl", "leanrl", "sb3")
 
 
 def flops(config: SACConfig) -> float:
@@ -70,20 +74,33 @@ def flops(config: SACConfig) -> float:
     return 2.0 * BATCH * (6 * config.num_critics * critic + 4 * actor)
 
 
+def traffic(agent: SAC) -> int:
+    """Bytes that optimizers and target must move in one update, whatever else is kept in caches.
+
+    AdamW reads a parameter, its gradient and two moments and writes all but the gradient; the target is read and
+    written beside the parameter it follows.
+    """
+    critic = sum(parameter.numel() for parameter in agent.critic.parameters())
+    actor = sum(parameter.numel() for parameter in agent.actor.parameters())
+    return 4 * (7 * (actor + critic) + 3 * critic)
+
+
 # The parts
 
 
-def learner_update(device: str, *flags: str) -> Callable[[], object]:
-    """One SAC update as ``train.py --preset paper`` makes it, minibatch included: on CUDA a captured graph."""
+def learner_update(device: str, *flags: str, agents: int = 1) -> Callable[[], object]:
+    """One SAC update of each agent as ``train.py --preset paper`` makes it, minibatch included: on CUDA one graph."""
     options = ["--algo", "sac", "--env", "h1-walk", "--preset", "paper", "--device", device, *flags]
     config, _ = loader.load(options)
-    agent = SAC(config.agent, OBS, ACTION, 500, 0, torch.device(device))
-    replay = ReplayBuffer(1_000, 1, (OBS,), (ACTION,), False, agent.gamma, device=device)
+    group = [SAC(config.agent, OBS, ACTION, 500, seed, torch.device(device)) for seed in range(agents)]
+    replays = [ReplayBuffer(1_000, 1, (OBS,), (ACTION,), False, group[0].gamma, device=device) for _ in group]
     random = np.random.default_rng(0)
     for _ in range(1_000):
         obs, action, next_obs = (random.uniform(-1, 1, (1, size)) for size in (OBS, ACTION, OBS))
-        replay.add(obs, action, np.ones(1), np.zeros(1, bool), np.zeros(1, bool), next_obs)
-    learner = make_learner([agent], [replay], [torch.Generator().manual_seed(0)], config)
+        for replay in replays:
+            replay.add(obs, action, np.ones(1), np.zeros(1, bool), np.zeros(1, bool), next_obs)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(agents)]
+    learner = make_learner(group, replays, generators, config)
     return lambda: learner.learn(1)
 
 
@@ -93,14 +110,19 @@ def single(args: argparse.Namespace) -> dict[str, object]:
     ours = SAC(config, OBS, ACTION, 500, 0, torch.device(args.device))
     cleanrl = rivals.CleanRL(config, args.device)
     left, right, out = (torch.randn(SIZE, SIZE, device=args.device) for _ in range(3))
+    still, moved = torch.ones(
+        2, traffic(ours) // 8, device=args.device
+    )  # 4 bytes read and 4 written a number
     contenders: dict[str, Callable[[], object]] = {
         "ours": lambda: ours.update(batch),
         "cleanrl": lambda: cleanrl.update(batch),
         "sgemm": lambda: torch.mm(left, right, out=out),
+        "copy": lambda: moved.copy_(still),
     }
     if args.device == "cuda":
         contenders["captured"] = learner_update("cuda")
         contenders["captured, tf32"] = learner_update("cuda", "--precision", "tf32")
+        contenders["leanrl"] = rivals.lean_update(config, batch, capture)
     if importlib.util.find_spec("sbx"):
         contenders["sbx"] = rivals.sbx_update(config)
     if importlib.util.find_spec("stable_baselines3"):
@@ -111,12 +133,15 @@ def single(args: argparse.Namespace) -> dict[str, object]:
     need = flops(config) / (2.0 * SIZE**3)  # in units of the reference product
     figures: dict[str, object] = {"gflop": flops(config) / 1e9}
     figures["sgemm_gflop_per_second"] = 2.0 * SIZE**3 / statistics.median(seconds["sgemm"]) / 1e9
+    arithmetic = [need * s for s in seconds["sgemm"]]
+    floor = [a + m for a, m in zip(arithmetic, seconds["copy"], strict=True)]
+    figures["floor_milliseconds"] = 1e3 * statistics.median(floor)
     for name in contenders:
-        if name != "sgemm":
-            shares = [need * s / t for t, s in zip(seconds[name], seconds["sgemm"], strict=True)]
+        if name not in ("sgemm", "copy"):
             mine = {
                 "milliseconds": 1e3 * statistics.median(seconds[name]),
-                "share": statistics.median(shares),
+                "share": ratio(seconds[name], arithmetic),
+                "floor_share": ratio(seconds[name], floor),
                 "ours_is_faster_by": ratio(seconds["ours"], seconds[name]),
             }
             if args.device == "cuda" and name in IN_PYTORCH:
@@ -137,6 +162,12 @@ def several(args: argparse.Namespace) -> dict[str, object]:
         return DQN(DQNConfig(), (OBS,), ACTION, 0, 100, seed, device)
 
     figures: dict[str, object] = {}
+    if args.device == "cuda":
+        captured = {"together": learner_update("cuda", agents=number), "one": learner_update("cuda")}
+        seconds = take_turns(captured, args.rounds, 10 * args.updates, args.device)
+        # The aim: five seeds in at most twice the time of one.
+        times = ratio(seconds["one"], seconds["together"])
+        figures["sac, paper widths, captured"] = {"together_in_times_of_one": times}
     cases = {"sac, actor 64, critics 128 x 1": (sac, None), "dqn, MLP 120-84": (dqn, ACTION)}
     for name, (make, actions) in cases.items():
         batches = [make_batch(seed, actions, args.device) for seed in range(number)]

@@ -10,6 +10,7 @@ from agents.sac import SAC
 from benchmarks import rivals, throughput, timing, training
 from benchmarks.throughput import flops
 from configs.schema import SACConfig
+from tests.agents.learning_cases import recorded
 
 
 def test_flops_are_those_that_an_update_performs():
@@ -21,13 +22,46 @@ def test_flops_are_those_that_an_update_performs():
     assert counter.get_total_flops() == pytest.approx(flops(config), rel=0.03)
 
 
-def test_cleanrls_body_moves_all_its_networks():
-    rival = rivals.CleanRL(SACConfig(actor_width=8, critic_width=8, critic_blocks=1))
+@pytest.mark.parametrize("lean", [False, True])
+def test_cleanrls_body_moves_all_its_networks(lean):
+    rival = rivals.CleanRL(SACConfig(actor_width=8, critic_width=8, critic_blocks=1), lean=lean)
     networks = [rival.actor, *rival.critics, *rival.targets]
     before = [[p.detach().clone() for p in network.parameters()] for network in networks]
     rival.update(rivals.make_batch(0))
     for network, old in zip(networks, before, strict=True):
         assert any(not torch.equal(p, q) for p, q in zip(network.parameters(), old, strict=True))
+
+
+def test_leanrls_body_is_compiled_and_recorded_and_its_losses_do_not_wait_for_the_device(monkeypatch):
+    done = []
+    monkeypatch.setattr(torch, "compile", lambda function: done.append("compiled") or function)
+    config, batch = SACConfig(actor_width=8, critic_width=8, critic_blocks=1), rivals.make_batch(0)
+    rivals.lean_update(config, batch, lambda body: done.append("recorded") or body)()
+    assert done == ["compiled", "recorded"]
+    rival = rivals.CleanRL(config, lean=True)
+    recorded(lambda: rival.sample(batch.obs))  # fails where it would wait
+
+
+def test_traffic_counts_every_array_of_the_optimizers_and_the_target():
+    config = SACConfig(actor_width=8, critic_width=16)
+    agent = SAC(config, rivals.OBS, rivals.ACTION, 500, 0, torch.device("cpu"))
+    agent.update(rivals.make_batch(0))
+
+    def size(tensors):
+        return sum(t.nbytes for t in tensors if t.dim())
+
+    expected = 3 * size(agent.target_critic.parameters())
+    for optimizer in (agent.actor_optimizer, agent.critic_optimizer):
+        learning = [p for group in optimizer.param_groups for p in group["params"]]
+        moments = [v for state in optimizer.state.values() for v in state.values()]
+        expected += 2 * size(learning) + size(p.grad for p in learning) + 2 * size(moments)
+    assert throughput.traffic(agent) == expected
+
+
+def test_a_group_of_agents_is_updated_as_the_loop_does_it():
+    flags = "--agent.critic-width 8 --agent.critic-blocks 0 --agent.actor-width 8 --agent.actor-blocks 0"
+    batches, losses = throughput.learner_update("cpu", *flags.split(), agents=3)()
+    assert len(batches) == len(losses) == 3
 
 
 def test_an_update_as_the_loop_makes_it_can_be_timed():
