@@ -1,15 +1,16 @@
 """Speed of the Atari environments against the wrapper chain of the published DQN script.
 
-    python -m benchmarks.atari [--games Pong Breakout Asterix] [--rounds 15] [--python PYTHON] [--json FILE]
+    python -m benchmarks.atari [--games Pong Breakout Asterix] [--num-envs 4] [--rounds 15] [--python PYTHON]
+                               [--json FILE]
 
-Four environments each. In every round the contenders take turns, in changing order, at 400 env steps (1,600 frames) of
-random play; figures are env steps per CPU second of all processes of a contender, and the median over rounds of the
-paired ratios, so that a busy machine counts little. The rival runs on this interpreter's packages and, with --python,
-also in a process of that interpreter, which needs gymnasium, ale-py and opencv in whatever versions, such as the
-script's own pins: gymnasium 0.28.1, ale-py 0.8.1 (its cartridges installed), NumPy 1. Beside them play ale-py's vector
-environment alone, on which ours is built, and bare consoles without preprocessing: the limit of anything on ALE. The
-rival's script wants ``opencv-python-headless`` from requirements-dev.txt here. Updates and whole training steps:
-``benchmarks.dqn``.
+The script's four environments, a process each, against --num-envs of all others. In every round the contenders take
+turns, in changing order, at 400 env steps (1,600 frames) of random play; figures are env steps per CPU second of all
+processes of a contender, and the median over rounds of the paired ratios, so that a busy machine counts little. The
+rival runs on this interpreter's packages and, with --python, also in a process of that interpreter, which needs
+gymnasium, ale-py and opencv in whatever versions, such as the script's own pins: gymnasium 0.28.1, ale-py 0.8.1 (its
+cartridges installed), NumPy 1. Beside them play ale-py's vector environment alone, on which ours is built, and bare
+consoles without preprocessing: the limit of anything on ALE. The rival's script wants ``opencv-python-headless`` from
+requirements-dev.txt here. Updates and whole training steps: ``benchmarks.dqn``.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ from common.table import format_table
 
 WORKER = Path(__file__).with_name("atari_worker.py")
 WARM_UP = 1  # rounds not counted
+PUBLISHED_ENVS = 4  # the script's number, a process each
 
 
 class Contender:
     """A worker process that plays one slice at a time."""
 
-    def __init__(self, python: str, kind: str, game: str) -> None:
+    def __init__(self, python: str, kind: str, game: str, num_envs: int) -> None:
         self._process = subprocess.Popen(
-            [python, str(WORKER), kind, game],
+            [python, str(WORKER), kind, game, str(num_envs)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -60,17 +62,17 @@ class Contender:
         return json.loads(line)
 
 
-def compare(game: str, rounds: int, python: str | None) -> dict[str, object]:
+def compare(game: str, num_envs: int, rounds: int, python: str | None) -> dict[str, object]:
     """Return speeds and ratios of one game."""
     with contextlib.ExitStack() as stack:
         contenders = {
-            "ours": Contender(sys.executable, "ours", game),
-            "ale-py's vector environment": Contender(sys.executable, "ale-py", game),
-            "bare emulator": Contender(sys.executable, "emulator", game),
-            "published wrappers": Contender(sys.executable, "published", game),
+            "ours": Contender(sys.executable, "ours", game, num_envs),
+            "ale-py's vector environment": Contender(sys.executable, "ale-py", game, num_envs),
+            "bare emulator": Contender(sys.executable, "emulator", game, num_envs),
+            "published wrappers": Contender(sys.executable, "published", game, PUBLISHED_ENVS),
         }
         if python:
-            contenders["published wrappers, pinned"] = Contender(python, "published", game)
+            contenders["published wrappers, pinned"] = Contender(python, "published", game, PUBLISHED_ENVS)
         for contender in contenders.values():
             stack.callback(contender.close)
         speeds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -99,13 +101,19 @@ def compare(game: str, rounds: int, python: str | None) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.atari", description=__doc__.splitlines()[0])
     parser.add_argument("--games", nargs="+", default=["Pong", "Breakout", "Asterix"], metavar="GAME")
+    parser.add_argument(
+        "--num-envs",
+        type=int,
+        default=4,
+        help="environments of all but the published script's four (default: 4)",
+    )
     parser.add_argument("--rounds", type=int, default=15, help="counted rounds (default: 15)")
     parser.add_argument("--python", metavar="PYTHON", help="interpreter with the script's pinned packages")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args()
     found = []
     for game in args.games:
-        found.append(compare(game, args.rounds, args.python))
+        found.append(compare(game, args.num_envs, args.rounds, args.python))
         result = found[-1]
         rows = []
         for name, speed in result["env_steps_per_cpu_second"].items():

@@ -1,6 +1,6 @@
 """One contender of ``benchmarks.atari`` in a process of its own: plays a slice of random steps for every line it reads.
 
-    python atari_worker.py ours|ale-py|emulator|published GAME
+    python atari_worker.py ours|ale-py|emulator|published GAME NUM_ENVS
 
 ``published`` is the wrapper chain of FIRE's DQN script (isaac7778/FIRE, rl/dqn/cleanrl/dqn_atari.py, ``make_env``),
 written from its description for gymnasium 0.28 and 1.x alike: this file needs neither PyTorch nor the rest of the suite
@@ -17,6 +17,7 @@ import os
 import platform
 import re
 import sys
+import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,8 +26,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-NUM_ENVS = 4
-SLICE = 100  # steps of all environments
+SLICE = 400  # env steps, of all environments together
 PACKAGES = ("gymnasium", "ale-py", "numpy", "opencv-python-headless")
 
 
@@ -83,58 +83,58 @@ def published_env(game: str) -> gym.Env:
     return gym.wrappers.TimeLimit(env, max_episode_steps=100_000)
 
 
-def published_envs(game: str) -> gym.vector.AsyncVectorEnv:
-    """Build four in processes of their own, as the script does."""
-    return gym.vector.AsyncVectorEnv([functools.partial(published_env, game)] * NUM_ENVS)
+def published_envs(game: str, num_envs: int) -> gym.vector.AsyncVectorEnv:
+    """Build them in processes of their own, as the script does."""
+    return gym.vector.AsyncVectorEnv([functools.partial(published_env, game)] * num_envs)
 
 
-def play_published(game: str) -> Iterator[None]:
+def play_published(game: str, num_envs: int) -> Iterator[None]:
     """Play a slice at every ``next``."""
-    envs = published_envs(game)
+    envs = published_envs(game, num_envs)
     envs.reset(seed=0)
     chance = np.random.default_rng(0)
     while True:
         yield
-        for _ in range(SLICE):
-            envs.step(chance.integers(envs.single_action_space.n, size=NUM_ENVS))
+        for _ in range(SLICE // num_envs):
+            envs.step(chance.integers(envs.single_action_space.n, size=num_envs))
 
 
-def play_ours(game: str) -> Iterator[None]:
+def play_ours(game: str, num_envs: int) -> Iterator[None]:
     """Play a slice at every ``next`` on one thread of this process."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from configs.schema import AtariConfig
     from envs import make_vec
 
-    env = make_vec(game, NUM_ENVS, 4, atari=AtariConfig(num_threads=1))
+    env = make_vec(game, num_envs, 4, atari=AtariConfig(num_threads=1))
     env.reset(seed=0)
     chance = np.random.default_rng(0)
     while True:
         yield
-        for _ in range(SLICE):
-            env.step(chance.integers(env.action_space.n, size=NUM_ENVS))
+        for _ in range(SLICE // num_envs):
+            env.step(chance.integers(env.action_space.n, size=num_envs))
 
 
-def play_ale_py(game: str) -> Iterator[None]:
+def play_ale_py(game: str, num_envs: int) -> Iterator[None]:
     """Play a slice at every ``next`` on ale-py's vector environment, one thread."""
     from ale_py.vector_env import AtariVectorEnv
 
     env = AtariVectorEnv(
-        snake_case(game), NUM_ENVS, num_threads=1, noop_max=0, use_fire_reset=False, reward_clipping=False
+        snake_case(game), num_envs, num_threads=1, noop_max=0, use_fire_reset=False, reward_clipping=False
     )
     env.reset(seed=0)
     chance = np.random.default_rng(0)
     while True:
         yield
-        for _ in range(SLICE):
-            env.step(chance.integers(env.single_action_space.n, size=NUM_ENVS))
+        for _ in range(SLICE // num_envs):
+            env.step(chance.integers(env.single_action_space.n, size=num_envs))
 
 
-def play_emulator(game: str) -> Iterator[None]:
-    """Play a slice at every ``next`` on four bare consoles."""
+def play_emulator(game: str, num_envs: int) -> Iterator[None]:
+    """Play a slice at every ``next`` on bare consoles."""
     from ale_py import ALEInterface, LoggerMode, roms
 
     ALEInterface.setLoggerMode(LoggerMode.Error)
-    consoles = [ALEInterface() for _ in range(NUM_ENVS)]
+    consoles = [ALEInterface() for _ in range(num_envs)]
     for console in consoles:
         console.setFloat("repeat_action_probability", 0.0)
         console.loadROM(roms.get_rom_path(snake_case(game)))
@@ -143,8 +143,8 @@ def play_emulator(game: str) -> Iterator[None]:
     chance = np.random.default_rng(0)
     while True:
         yield
-        for _ in range(SLICE):
-            for console, action in zip(consoles, chance.integers(len(actions), size=NUM_ENVS), strict=True):
+        for _ in range(SLICE // num_envs):
+            for console, action in zip(consoles, chance.integers(len(actions), size=num_envs), strict=True):
                 for frame in range(4):
                     console.act(actions[action])
                     if frame >= 2:
@@ -168,8 +168,7 @@ def cpu_seconds() -> float:
     for child in children:
         fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])  # utime, stime
-    own = os.times()
-    return own.user + own.system + ticks / os.sysconf("SC_CLK_TCK")
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def versions() -> dict[str, str]:
@@ -184,14 +183,14 @@ def versions() -> dict[str, str]:
 
 
 def main() -> None:
-    contender, game = sys.argv[1:]
-    slices = PLAYS[contender](game)
+    contender, game, num_envs = sys.argv[1:]
+    slices = PLAYS[contender](game, int(num_envs))
     next(slices)
     print(json.dumps(versions()), flush=True)
     for _ in sys.stdin:
         before = cpu_seconds()
         next(slices)
-        print(json.dumps({"steps": SLICE * NUM_ENVS, "cpu_seconds": cpu_seconds() - before}), flush=True)
+        print(json.dumps({"steps": SLICE, "cpu_seconds": cpu_seconds() - before}), flush=True)
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ class PublishedPlay:
     def __init__(self, game: str) -> None:
         from benchmarks.atari_worker import published_envs
 
-        self._envs = published_envs(game)
+        self._envs = published_envs(game, NUM_ENVS)
         self.num_actions = int(self._envs.single_action_space.n)
         self.obs, _ = self._envs.reset()
 

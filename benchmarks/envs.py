@@ -4,13 +4,14 @@
                               [--official PATH [--official-python PYTHON]] [--json FILE]
 
 In every block all contenders start from the same states and get the same actions, so that all simulate the same
-motion; they take turns, in changing order. Three figures, each the median over blocks:
+motion; they take turns, in changing order. The figures, each the median over blocks:
 
 share    CPU time of the bare loop / CPU time of the contender: the part of the physics' speed that is left per core,
          1.0 at best. CPU time of the whole process, so that a busy machine counts little.
 speedup  wall time of the bare loop on one core / wall time of the contender.
 scaling  wall time with the first number of threads / wall time with the others, beside what the bare loop gains from
-         as many processes, the most the machine gives. Needs a machine with nothing else to do, as does the speedup.
+         as many processes, the most the machine gives, and wall time of these processes / wall time with the threads.
+         Needs a machine with nothing else to do, as does the speedup.
 
 With --official (the folder of a clone of github.com/carlosferrazza/humanoid-bench; dm_control must be importable) the
 official package is one of the contenders: on the same MuJoCo in this process, or, with --official-python, in a
@@ -294,9 +295,12 @@ def main() -> None:
     for threads in options.threads[1:]:
         name = vector_name(threads)
         figures[name]["scaling"] = ratio(vector, times[name], 1)
-        limit = ratio(times[BARE], times[processes_name(threads)], 1)
+        processes = times[processes_name(threads)]
+        own, reached = ratio(times[BARE], processes, 1), ratio(processes, times[name], 1)
+        figures[name]["of_the_machines_own"] = reached
         print(
-            f"{name}: scaling {figures[name]['scaling']:.2f} over {options.threads[0]}; the machine's own: {limit:.2f}"
+            f"{name}: scaling {figures[name]['scaling']:.2f} over {options.threads[0]}; "
+            f"the machine's own: {own:.2f}, of which the environment reaches {reached:.2f}"
         )
     if OFFICIAL in times:
         for name in ("HumanoidEnv", vector_name(options.threads[0])):
