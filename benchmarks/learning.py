@@ -73,9 +73,14 @@ def curve(run_dir: Path, training: bool) -> dict[int, float]:
 
 
 def plot(
-    path: Path, title: str, folders: dict[str, list[Path]], human: float | None, training: bool = False
+    path: Path,
+    title: str,
+    folders: dict[str, list[Path]],
+    human: float | None,
+    training: bool = False,
+    branch_at: int | None = None,
 ) -> None:
-    """Draw every seed's curve, their mean and its 95 % bootstrap interval over seeds, and the random policy."""
+    """Draw every seed's curve, their mean and its 95 % bootstrap interval over seeds, the random policy, the reset."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -107,6 +112,8 @@ def plot(
     axes.axhline(random, color="#7f8c8d", ls=":", lw=1.2, label=f"random policy ({random:.1f})")
     if human is not None:
         axes.axhline(human, color="#27ae60", ls=":", lw=1.2, label=f"human ({human:,.1f})")
+    if branch_at:
+        axes.axvline(branch_at, color="#7f8c8d", lw=1, label="reset")
     axes.set(xlabel="environment steps", ylabel="undiscounted return", title=title)
     if training:
         axes.set_ylabel("return of the last 100 training episodes")
@@ -176,6 +183,7 @@ def main() -> None:
             folders,
             human_score(args.env),
             args.training,
+            args.branch_at,
         )
 
 
