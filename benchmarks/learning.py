@@ -110,7 +110,7 @@ def plot(
         axes.fill_between(curves.keys(), low, high, color=color, alpha=0.15, lw=0)
     random = sum(chance) / len(chance)
     axes.axhline(random, color="#7f8c8d", ls=":", lw=1.2, label=f"random policy ({random:.1f})")
-    if human is not None:
+    if human is not None and human < 2 * axes.get_ylim()[1]:  # else it would squeeze the curves
         axes.axhline(human, color="#27ae60", ls=":", lw=1.2, label=f"human ({human:,.1f})")
     if branch_at:
         axes.axvline(branch_at, color="#7f8c8d", lw=1, label="reset")
