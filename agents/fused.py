@@ -64,7 +64,9 @@ class _ResidualBlock(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         inputs, kept = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
         if torch.is_grad_enabled():  # a second derivative is wanted: through operations that have one
-            return *torch.autograd.grad(_plain(*inputs, ctx.eps), inputs, grad, create_graph=True), None
+            wanted = [t for t, needed in zip(inputs, ctx.needs_input_grad[:7], strict=True) if needed]
+            found = iter(torch.autograd.grad(_plain(*inputs, ctx.eps), wanted, grad, create_graph=True))
+            return *(next(found) if needed else None for needed in ctx.needs_input_grad[:7]), None
         x, scale, shift, w1, _, w2, _ = inputs
         learns = any(ctx.needs_input_grad[1:7])
         grad_x = torch.zeros_like(grad)

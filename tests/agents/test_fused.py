@@ -70,13 +70,15 @@ def test_frozen_gradient_of_some_samples_only(block, x, rows):
 
 
 def test_hessian_vector_product_equals_float64(block, x):
-    def product(block, x, vector):
+    def product(block, x, vector, wanted):
         (gradient,) = torch.autograd.grad(block(x).pow(3).sum(), x, create_graph=True)
-        return torch.autograd.grad(gradient, [x, block.expand.weight], vector.to(x.dtype))
+        return torch.autograd.grad(gradient, wanted, vector.to(x.dtype))
 
     vector = torch.randn_like(x)
-    double = x.detach().double().requires_grad_()
-    close(product(block, x, vector), product(reference(block), double, vector))
+    single, double = (block, x), (reference(block), x.detach().double().requires_grad_())
+    close(*(product(b, x, vector, [x, b.expand.weight]) for b, x in (single, double)))
+    with frozen(single[0]), frozen(double[0]):
+        close(*(product(b, x, vector, [x]) for b, x in (single, double)))
 
 
 def test_vmap_over_agents_equals_one_by_one(block, x):
