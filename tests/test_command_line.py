@@ -32,6 +32,8 @@ def command(*argv, cwd=ROOT):
             "--algo sac needs Box actions, but CartPole-v1 has Discrete",
         ),
         ("--env h1-wlak", "h1-wlak.*h1-walk"),
+        ("--env=", "unknown environment ''"),  # an unset variable of a shell script, not the default
+        ("--algo=", "--algo : unknown; valid: dqn, sac"),
         ("--env Pendulum-v9", "Pendulum-v9.*Pendulum-v1"),
         ("--env Pendulum-v1 --reset.networks q", "sac has no network 'q'; valid: actor, critic"),
         ("--algo dqn --env CartPole-v1 --reset.temperature reset", "dqn has no temperature; valid: keep"),
