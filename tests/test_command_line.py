@@ -105,6 +105,15 @@ def test_ctrl_c_saves_says_how_to_resume_and_the_same_command_resumes(tmp_path):
     assert again.returncode == 130
 
 
+def test_ctrl_c_while_modules_are_imported_is_no_traceback(tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "_train", interrupted)
+    assert train.main([*SMALL["dqn"].split(), "--run-dir", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err.startswith("stopped at once")
+
+
 def test_two_processes_cannot_share_a_folder(tmp_path):
     config, _ = loader.load(SMALL["dqn"].split())
     lock = claim_run_dir(tmp_path / "run", config)
