@@ -28,7 +28,11 @@ def main(argv: list[str]) -> int:
     except loader.ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return _train(variants, Path(flags.run_dir) if flags.run_dir else None, argv)
+    try:
+        return _train(variants, Path(flags.run_dir) if flags.run_dir else None, argv)
+    except KeyboardInterrupt:
+        print("stopped at once; the same command resumes from the last checkpoint", file=sys.stderr)
+        return 130
 
 
 def _train(variants: list[Config], run_dir: Path | None, argv: list[str]) -> int:
@@ -52,9 +56,6 @@ def _train(variants: list[Config], run_dir: Path | None, argv: list[str]) -> int
     except TrainingDiverged as error:
         print(f"error: training diverged: {error}; {where} keeps its last checkpoint", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped at once; the same command resumes from the last checkpoint", file=sys.stderr)
-        return 130
     if any(run.stop_requested for run in runs):
         print(f"stopped and saved at env step {runs[0].env_step:,}; the same command resumes:")
         print(f"  {python_command()} train.py {shlex.join(argv)}")

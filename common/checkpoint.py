@@ -24,7 +24,7 @@ _ARRAY_KEY = "__ndarray__"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read; never replaced by a silent fresh start."""
+    """A checkpoint that cannot be written, or cannot be read; never replaced by a silent fresh start."""
 
 
 def save(folder: Path, kind: str, env_step: int, parts: Mapping[str, Any], keep: int) -> Path:
@@ -36,6 +36,9 @@ def save(folder: Path, kind: str, env_step: int, parts: Mapping[str, Any], keep:
         env_step: environment steps done.
         parts: one file each.
         keep: newest checkpoints of this kind that stay, at least 1.
+
+    Raises:
+        CheckpointError: the disk is full or cannot be written; older checkpoints stay.
     """
     final = folder / f"{kind}_{env_step:012d}"
     partial, replaced = folder / f".{final.name}.partial", folder / f".{final.name}.replaced"
@@ -46,8 +49,15 @@ def save(folder: Path, kind: str, env_step: int, parts: Mapping[str, Any], keep:
     digests = {}
     for name, part in parts.items():
         path = partial / f"{name}.pt"
-        torch.save(_pack(part), path)
-        _sync(path)
+        try:
+            torch.save(_pack(part), path)
+            _sync(path)
+        except (OSError, RuntimeError) as error:  # PyTorch's error for a full disk does not say so
+            free = shutil.disk_usage(folder).free
+            shutil.rmtree(partial, ignore_errors=True)
+            raise CheckpointError(
+                f"cannot write checkpoint {final}, {free / 1e6:,.1f} MB were free: {str(error).splitlines()[0]}"
+            ) from error
         digests[path.name] = _digest(path)
     manifest = {"format_version": FORMAT_VERSION, "env_step": env_step, "sha256": digests}
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))

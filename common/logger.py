@@ -31,7 +31,7 @@ class Logger:
         purge = None if resume_step is None else resume_step + 1
         self._tensorboard = SummaryWriter(str(run_dir), purge_step=purge)
         self._file = path.open("a", newline="")
-        self._csv = csv.writer(self._file)
+        self._csv = csv.writer(self._file, lineterminator="\n")
 
     def scalars(self, values: Mapping[str, float], env_step: int) -> None:
         for key, value in values.items():

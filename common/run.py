@@ -259,7 +259,9 @@ class Run:
         low, high = result.interval
         row = (result.mean, result.stderr, low, high, result.mean_length)
         with (self.run_dir / "evaluations.csv").open("a", newline="") as file:
-            csv.writer(file).writerow([self.env_step, when, *map(repr, row), len(result.returns)])
+            csv.writer(file, lineterminator="\n").writerow(
+                [self.env_step, when, *map(repr, row), len(result.returns)]
+            )
         if when == "random_policy":
             return False
         scalars = {"eval/mean_reward": result.mean, "eval/mean_ep_length": result.mean_length}

@@ -44,11 +44,13 @@ def closing_words(
         f"in {run.seconds / 60:.1f} minutes.",
     ]
     if resets:
+        # A branch's history may hold resets of another name.
+        names = " and ".join(dict.fromkeys(r["reset"] for r in resets))
         times = ", ".join(f"{r['env_step']:,}" for r in resets)
         cost = sum(r["report"]["reset/seconds"] for r in resets)
         plural = "s" if len(resets) > 1 else ""
         words.append(
-            f"{len(resets)} {config.reset.name} reset{plural}, at env step{plural} {times}; {cost:.2f} s in all."
+            f"{len(resets)} {names} reset{plural}, at env step{plural} {times}; {cost:.2f} s in all."
         )
     elif run.tracker is not None:
         words.append(
@@ -67,7 +69,7 @@ def closing_words(
     if known := [words_for.format(score) for words_for, score in published.items() if score is not None]:
         words.append(f"Published: {', '.join(known)}.")
     if float(last["low_95"]) <= float(random["high_95"]):
-        words.append("The intervals overlap: this run shows no learning yet.")
+        words.append("Its interval does not lie above the random policy's: this run shows no learning yet.")
     other = "fire" if config.reset.strategy == "none" else "none"
     words += [
         f"Folder: {run_dir} (TensorBoard events, config.yaml, checkpoints/, evaluations.csv, resets.jsonl, "

@@ -102,7 +102,8 @@ def load(argv: Sequence[str]) -> tuple[schema.Config, argparse.Namespace]:
     names = {}
     for flag, (path, default) in SELECTORS.items():
         in_files = [values[path] for _, values in files if path in values]
-        names[flag] = getattr(selected, flag) or (in_files[-1] if in_files else default)
+        given = getattr(selected, flag)
+        names[flag] = given if given is not None else in_files[-1] if in_files else default
     if not isinstance(names["env"], str):
         raise ConfigError(f"env.id must be text, got {names['env']!r}")
     _check_name("algo", names["algo"], schema.AGENT_CONFIGS)

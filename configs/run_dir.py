@@ -47,7 +47,7 @@ def branch_source(run_dir: Path, config: Config) -> Path | None:
     given = Path(config.branch_from)
     saved = checkpoint.find(given / "checkpoints", "step")
     source = saved[-1] if saved else given
-    if not (source / "manifest.json").exists():
+    if not (source.name.startswith("step_") and (source / "manifest.json").exists()):
         raise loader.ConfigError(
             f"branch_from {given}: no checkpoint; give a run folder, or one of its checkpoints/step_<env step>"
         )

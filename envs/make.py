@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
 import os
 import re
@@ -23,13 +24,21 @@ def resolve_env_id(env_id: str) -> str:
     """Return the registered id that ``env_id`` stands for.
 
     ``h1-walk`` is short for ``h1-walk-v0``; ``humanoid_bench:h1-walk-v0`` is the official package's environment;
-    ``BeamRider`` and ``beam_rider`` are ``ALE/BeamRider-v5``.
+    ``BeamRider`` and ``beam_rider`` are ``ALE/BeamRider-v5``; ``module:Id-v0``, Gymnasium's spelling, imports
+    the module that registers ``Id-v0``.
 
     Raises:
         EnvError: the name is not registered; the message lists the nearest names that are.
     """
     if env_id.startswith(PREFIX):
         return resolve_official(env_id)
+    module, colon, name = env_id.rpartition(":")
+    if colon:
+        try:
+            importlib.import_module(module)
+        except (ImportError, ValueError) as error:
+            raise EnvError(f"{env_id}: cannot import the module {module!r}: {error}") from error
+        env_id = name
     for candidate in (env_id, f"{env_id}-v0" if env_id.startswith("h1-") else env_id):
         if candidate in gym.registry and not _is_atari(candidate):
             return candidate
@@ -39,8 +48,12 @@ def resolve_env_id(env_id: str) -> str:
     names = [*short_names, *game_names().values()]
     names += [name for name in gym.registry if not _is_atari(name)]
     # Older ids, such as BreakoutNoFrameskip-v4, name a game and half of a protocol.
-    wanted = re.sub(r"(NoFrameskip|Deterministic)?-v[04]$", "", env_id)
-    nearest = difflib.get_close_matches(wanted, names, n=5, cutoff=0.4)
+    wanted = re.sub(r"(-ram)?(NoFrameskip|Deterministic)?-v[04]$", "", env_id)
+    if env_id.upper().startswith(NAMESPACE):
+        wanted = re.sub(r"(-ram)?(-v\d+)?$", "", wanted[len(NAMESPACE) :])
+    by_lower_case = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(wanted.lower(), by_lower_case, n=5, cutoff=0.4)
+    nearest = [by_lower_case[name] for name in close]
     hint = f"nearest names: {', '.join(nearest)}" if nearest else "see gymnasium.pprint_registry()"
     raise EnvError(f"unknown environment {env_id!r}; {hint}")
 

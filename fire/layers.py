@@ -3,7 +3,7 @@
 Weight layers are ``nn.Linear``, ``nn.Conv1d/2d/3d`` and their transposed forms, the projections of
 ``nn.MultiheadAttention``, and any other module with ``in_features``, ``out_features`` and a weight of shape
 (*leading, out_features, in_features), such as the batched twin critics of a SAC agent. Everything else
-(norms, embeddings, scalars) is not.
+(norms, embeddings, scalars, recurrent and bilinear layers) is not.
 """
 
 from __future__ import annotations
@@ -198,6 +198,8 @@ def _check_writable(layer: WeightLayer) -> None:
     weight = layer.weight
     if isinstance(weight, nn.parameter.UninitializedParameter):
         raise TypeError(f"{layer.name} is a lazy module without weights yet; run it once on a batch first")
+    if weight.is_meta:
+        raise TypeError(f"{layer.name} is on the meta device and has no values yet; materialise it first")
     if parametrize.is_parametrized(layer.module, layer.weight_name) or not isinstance(weight, nn.Parameter):
         raise TypeError(
             f"the {layer.weight_name} of {layer.name} is computed (parametrization or weight norm); "

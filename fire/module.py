@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fire.isometry import layer_scale
 from fire.layers import WeightLayer, weight_layers
-from fire.options import ROLES
+from fire.options import ROLES, check_range
 from fire.report import LayerReport, describe
 from fire.rules import Entry, Orthogonalize
 
@@ -111,7 +111,7 @@ def fire_(
         A report on every layer that was changed.
 
     Raises:
-        ValueError: NaN or infinity in a weight, an unknown option or name.
+        ValueError: NaN or infinity in a weight, an unknown option or name, a strength out of range.
         TypeError: a chosen weight is computed by a parametrization, or not materialised yet.
     """
     for name, value, choices in (
@@ -122,6 +122,7 @@ def fire_(
     ):
         if value not in choices:
             raise ValueError(f"{name} {value!r} is not one of {', '.join(choices)}")
+    check_range("strength", strength, 0, 1, open_low=True)
     start = time.perf_counter()
     layers = weight_layers(
         module,

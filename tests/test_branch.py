@@ -53,6 +53,11 @@ def test_a_branch_from_nowhere_or_beyond_its_end_is_refused(source, tmp_path):
     folder, algo, _ = source
     with pytest.raises(loader.ConfigError, match="no checkpoint; give a run folder"):
         run(tmp_path / "a", algo, *FIRE, "--branch-from", str(tmp_path / "missing"))
+    (best,) = checkpoint.find(folder / "checkpoints", "best")
+    with pytest.raises(
+        loader.ConfigError, match="no checkpoint; give a run folder"
+    ):  # it holds the agent alone
+        run(tmp_path / "a", algo, *FIRE, "--branch-from", str(best))
     with pytest.raises(loader.ConfigError, match="total_steps 200 must exceed"):
         run(tmp_path / "b", algo, *FIRE, "--branch-from", str(folder))
     assert not any(tmp_path.iterdir())

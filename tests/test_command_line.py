@@ -32,6 +32,8 @@ def command(*argv, cwd=ROOT):
             "--algo sac needs Box actions, but CartPole-v1 has Discrete",
         ),
         ("--env h1-wlak", "h1-wlak.*h1-walk"),
+        ("--env=", "unknown environment ''"),  # an unset variable of a shell script, not the default
+        ("--algo=", "--algo : unknown; valid: dqn, sac"),
         ("--env Pendulum-v9", "Pendulum-v9.*Pendulum-v1"),
         ("--env Pendulum-v1 --reset.networks q", "sac has no network 'q'; valid: actor, critic"),
         ("--algo dqn --env CartPole-v1 --reset.temperature reset", "dqn has no temperature; valid: keep"),
@@ -101,6 +103,15 @@ def test_ctrl_c_saves_says_how_to_resume_and_the_same_command_resumes(tmp_path):
     again.terminate()  # a cluster's way to ask
     again.communicate(timeout=60)
     assert again.returncode == 130
+
+
+def test_ctrl_c_while_modules_are_imported_is_no_traceback(tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "_train", interrupted)
+    assert train.main([*SMALL["dqn"].split(), "--run-dir", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err.startswith("stopped at once")
 
 
 def test_two_processes_cannot_share_a_folder(tmp_path):

@@ -137,6 +137,8 @@ def test_learning_happens_resets_happen_and_everything_is_written(algo, finished
     when = [row[1] for row in table(folder / "evaluations.csv")[1:]]
     assert when[0] == "random_policy" and when.count("before_reset") == when.count("after_reset") == 2
     assert when[-1] == "periodic"
+    # A resumed run rewrites its tables, which must not change their line ends.
+    assert not any(b"\r" in path.read_bytes() for path in folder.glob("*.csv"))
     assert list(folder.glob("events.out.tfevents.*"))
     assert checkpoint.find(folder / "checkpoints", "best")
 

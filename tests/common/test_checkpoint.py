@@ -88,6 +88,22 @@ def test_a_crash_before_the_rename_keeps_the_old_checkpoint(tmp_path, monkeypatc
     assert [p.name for p in tmp_path.iterdir()] == ["step_000000000003"]
 
 
+def test_a_full_disk_is_one_line_and_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, "step", 1, {"a": {"x": 1}}, keep=1)
+
+    def full(_part, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("unexpected pos 186048 vs 186000\nat inline_container.cc")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    with pytest.raises(
+        CheckpointError, match=r"cannot write checkpoint .*MB were free: unexpected pos"
+    ) as caught:
+        checkpoint.save(tmp_path, "step", 2, {"a": {"x": 2}}, keep=1)
+    assert "\n" not in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000000000001"]
+
+
 def test_damage_is_an_error_that_names_the_file(tmp_path):
     path = checkpoint.save(tmp_path, "step", 1, {"a": STATE}, keep=1)
     content = bytearray((path / "a.pt").read_bytes())

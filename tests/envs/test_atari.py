@@ -63,7 +63,14 @@ def test_the_57_games_resolve():
 
 
 @pytest.mark.parametrize(
-    "name, nearest", [("Asterx", "Asterix"), ("pnog", "Pong"), ("BreakoutNoFrameskip-v4", "Breakout")]
+    "name, nearest",
+    [
+        ("Asterx", "Asterix"),
+        ("pnog", "Pong"),
+        ("BreakoutNoFrameskip-v4", "Breakout"),
+        ("PONG", "Pong"),
+        ("ALE/Pongg-v5", "Pong"),
+    ],
 )
 def test_unknown_games_name_the_nearest(name, nearest):
     with pytest.raises(EnvError, match=f"nearest names: .*{nearest}") as caught:

@@ -167,6 +167,17 @@ def test_restore_refuses_what_it_cannot_repeat():
         make_vec("Counting-v0").load_state_dict(env.state_dict())
 
 
+def test_an_id_may_name_the_module_that_registers_it(tmp_path, monkeypatch):
+    (tmp_path / "my_tasks.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('Mine-v0', 'gymnasium.envs.classic_control:CartPoleEnv', max_episode_steps=9)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert make_vec("my_tasks:Mine-v0").max_episode_steps == 9
+    with pytest.raises(EnvError, match="cannot import the module 'no_tasks'"):
+        make_vec("no_tasks:Mine-v0")
+
+
 @pytest.mark.parametrize(
     "env_id, message",
     [

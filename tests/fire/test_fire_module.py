@@ -120,6 +120,20 @@ def test_errors_change_nothing() -> None:
         fire_(module, roles=("output",))
 
 
+@pytest.mark.parametrize("strength", [0.0, 1.5, float("nan")])
+def test_a_strength_out_of_range_is_refused_before_anything_changes(strength: float) -> None:
+    module = nn.Linear(4, 3)
+    before = module.weight.clone()
+    with pytest.raises(ValueError, match=r"strength must lie in \(0, 1\]"):
+        fire_(module, strength=strength)
+    assert torch.equal(module.weight, before)
+
+
+def test_weights_without_values_are_an_error() -> None:
+    with pytest.raises(TypeError, match="0 is on the meta device"):
+        fire_(nn.Sequential(nn.Linear(4, 3, device="meta")))
+
+
 def test_parametrized_modules_are_an_error_unless_left_out() -> None:
     module = nn.Sequential(nn.Linear(4, 4), parametrizations.spectral_norm(nn.Linear(4, 3)))
     with pytest.raises(TypeError, match="the weight of 1 is computed"):
