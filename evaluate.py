@@ -6,6 +6,7 @@ python evaluate.py runs/sac-h1-walk-fire-quick-seed0 --episodes 20 --video
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from dataclasses import dataclass
@@ -203,6 +204,8 @@ def _run(args: argparse.Namespace) -> int:
     if not (args.run / "config.yaml").exists():
         raise ConfigError(f"{args.run} is no run folder: it has no config.yaml")
     config = read_config(args.run / "config.yaml")
+    # Options of updates alone, which the CPU may not have.
+    config = dataclasses.replace(config, precision="float32", compile=False)
     saved = newest_agent(args.run / "checkpoints", args.checkpoint)
 
     env = make_evaluation_env(config, 1, None if args.video is None else "rgb_array")

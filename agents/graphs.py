@@ -1,13 +1,14 @@
 """CUDA graphs: work of many small kernels recorded once and replayed with one launch.
 
 A graph holds addresses, not tensors. What goes in and comes out must stay where it is (``StaticInputs``), and a graph
-is recorded anew when a parameter, a buffer or a moment of an optimizer has moved (``addresses``), as after a
+is recorded anew when a parameter, a buffer or a moment of an optimizer has moved (``Places``), as after a
 structural reset or with ``optimizer: rebuild``. Resets that write in place reach a recorded graph by themselves.
 """
 
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -105,6 +106,42 @@ def learning_tensors(agents: Iterable[Agent]) -> list[Tensor]:
 def addresses(tensors: Iterable[Tensor]) -> list[tuple[Any, ...]]:
     """Where tensors lie and what an operation on them depends on beside their values."""
     return [(t.data_ptr(), t.shape, t.requires_grad) for t in tensors]
+
+
+class Places:
+    """Where everything lies that an update of ``agents`` may read or write, as it is now.
+
+    Asked before every block of updates, so it does not search all modules again, which takes the host as long as the
+    block takes a GPU: structural resets show in the optimizers' lists of parameters, all else in addresses.
+    """
+
+    def __init__(self, agents: Iterable[Agent]) -> None:
+        agents = list(agents)
+        self._optimizers = [getattr(agent, name) for agent in agents for name in agent.optimizers]
+        self._lists = self._parameter_lists()
+        # Held, so that no other tensor can come to lie where one of these did.
+        self._tensors = learning_tensors(agents)
+        self._addresses = self._look()
+
+    def hold(self) -> bool:
+        """Whether all of it still lies there."""
+        lists = self._parameter_lists()
+        same = len(lists) == len(self._lists) and all(map(operator.is_, lists, self._lists))
+        return same and self._look() == self._addresses
+
+    def _parameter_lists(self) -> list[list[Tensor]]:
+        return [group["params"] for optimizer in self._optimizers for group in optimizer.param_groups]
+
+    def _look(self) -> list[int]:
+        states = (
+            state
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for state in map(optimizer.state.get, group["params"])
+            if state
+        )
+        moments = [tensor.data_ptr() for state in states for tensor in state.values()]
+        return [tensor.data_ptr() for tensor in self._tensors] + moments
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from agents.base import Agent
-from agents.graphs import Capture, StaticInputs, addresses, learning_tensors, left_as_it_was, pick_capture
+from agents.graphs import Capture, Places, StaticInputs, left_as_it_was, pick_capture
 from agents.numerics import Numerics
 from agents.population import Together
 from agents.replay import Batch, Replay
@@ -82,7 +82,7 @@ class GraphLearner(Learner):
         self._capture = capture
         self._inputs: dict[int, StaticInputs] = {}  # by number of updates
         self._blocks: dict[tuple[int, tuple[int, ...]], Callable[[], Learned]] = {}
-        self._addresses: list[tuple[object, ...]] = []
+        self._places: Places | None = None  # of the blocks' tensors
 
     def learn(self, count: int) -> Learned:
         drawn = self._draw(count)
@@ -91,7 +91,7 @@ class GraphLearner(Learner):
         inputs = self._inputs[count]
         inputs.fill(drawn)
         self.together.follow()  # here, since it moves tensors
-        if addresses(learning_tensors(self.agents)) != self._addresses:
+        if self._places is None or not self._places.hold():
             self._blocks.clear()
         pattern = count, self.agents[0].target_copies(count)
         before = self.agents[0].update_step
@@ -105,7 +105,7 @@ class GraphLearner(Learner):
                 with left_as_it_was(self.agents):
                     self._blocks[pattern] = self._capture(block)
                 # Only now: the first updates create the optimizers' state.
-                self._addresses = addresses(learning_tensors(self.agents))
+                self._places = Places(self.agents)
             learned = self._blocks[pattern]()
         self._count_updates(before + count)  # a replay runs no Python
         return learned

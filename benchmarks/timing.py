@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from common.profiling import on_device
+
 
 def clock(device: str) -> float:
     """Seconds: wall time after all work is done on CUDA, processor time of all threads on CPU."""
@@ -59,8 +61,7 @@ class KernelClock:
         torch.cuda.synchronize()
         wall = time.perf_counter() - self._begun
         self._profile.stop()
-        on_card = torch.autograd.DeviceType.CUDA
-        kernels = [event for event in self._profile.key_averages() if event.device_type == on_card]
+        kernels = on_device(self._profile.key_averages())
         return sum(event.self_device_time_total for event in kernels) / 1e6 / wall
 
 

@@ -314,7 +314,7 @@ class Run:
             generator.set_state(state["run"]["replay_generator"])
             self._load_state_dict(state["run"])
             if saved:
-                self._load_own_state(state["run"])
+                self._load_own_state(state["run"], replay.device)
                 self._saved_at = self.env_step
             else:
                 self._begin_branch(source)
@@ -423,12 +423,12 @@ class Run:
         self._seconds_before = state["seconds"]
         self._ratio.load_state_dict(state["schedules"]["ratio"])
 
-    def _load_own_state(self, state: Mapping[str, Any]) -> None:
-        """Continue what belongs to this run alone: its best score, its schedules, what its resets keep."""
+    def _load_own_state(self, state: Mapping[str, Any], device: Any) -> None:
+        """Continue what belongs to this run alone: its best score, its schedules, its tracker on ``device``."""
         self.best_return = state["best_return"]
         self._recycled.update(state["recycled"])
         if self.tracker is not None:
-            self.tracker.load_state_dict(state["tracker"])
+            self.tracker.load_state_dict(state["tracker"], device)
         for name, schedule in self._schedule_states().items():
             schedule.load_state_dict(state["schedules"][name])
 

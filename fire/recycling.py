@@ -121,11 +121,14 @@ class UnitTracker:
             key: {name: value.clone() for name, value in group.items()} for key, group in self.state.items()
         }
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Continue from :meth:`state_dict`."""
+    def load_state_dict(
+        self, state: Mapping[str, Mapping[str, Tensor]], device: torch.device | str | None = None
+    ) -> None:
+        """Continue from :meth:`state_dict`; ``device`` is that of the networks, None: where the state lies."""
         self._fresh = {}
         self.state = {
-            key: {name: value.clone() for name, value in group.items()} for key, group in state.items()
+            key: {name: value.to(device=device, copy=True) for name, value in group.items()}
+            for key, group in state.items()
         }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import gymnasium as gym
 import imageio.v3 as imageio
@@ -88,6 +89,19 @@ def test_command_prints_figures_and_writes_json(run_dir, tmp_path, capsys):
     low, high = figures["interval_95"]
     assert low <= figures["mean_return"] <= high
     assert f"{figures['mean_return']:.2f}" in capsys.readouterr().out
+
+
+def test_command_needs_neither_the_precision_nor_the_compiler_of_the_updates(run_dir, tmp_path, monkeypatch):
+    """A run trained in TensorFloat-32 on a GPU is evaluated on the CPU."""
+    shutil.copytree(run_dir, tmp_path / "run")
+    path = tmp_path / "run/config.yaml"
+    text = path.read_text()
+    for plain, other in (("precision: float32", "precision: tf32"), ("compile: false", "compile: true")):
+        assert plain in text
+        text = text.replace(plain, other)
+    path.write_text(text)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert evaluation.main([str(tmp_path / "run"), "--episodes", "1"]) == 0
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.gif"])

@@ -11,6 +11,7 @@ from agents.frames import FrameReplay
 from agents.replay import Batch, ReplayBuffer
 from agents.sac import SAC
 from configs.schema import DQNConfig, SACConfig
+from fire.resets import REGISTRY
 
 pytestmark = [
     pytest.mark.gpu,
@@ -82,3 +83,14 @@ def test_frame_replay_on_the_gpu_hands_out_what_the_cpu_does():
         assert other.device.type == "cuda" and torch.equal(one, other.cpu())
     gpu.load_state_dict(cpu.state_dict())
     assert torch.equal(cpu.gather(index).obs, gpu.gather(index.to(CUDA)).obs.cpu())
+
+
+@pytest.mark.parametrize("reset", ["cbp", "snr"])
+def test_a_trackers_statistics_loaded_on_the_cpu_go_on_on_the_gpu(reset):
+    agent = DQN(DQNConfig(hidden_widths=(8,)), (5,), 3, 0, 100, 0, CUDA)
+    trackers = [REGISTRY[reset]().tracker() for _ in range(2)]
+    sources = [torch.Generator().manual_seed(step) for step in range(2)]
+    trackers[0].after_update(agent.networks(), batch(CUDA, discrete=True), sources[0])
+    saved = {key: {n: t.cpu() for n, t in group.items()} for key, group in trackers[0].state_dict().items()}
+    trackers[1].load_state_dict(saved, CUDA)
+    trackers[1].after_update(agent.networks(), batch(CUDA, discrete=True), sources[1])

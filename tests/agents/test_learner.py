@@ -8,7 +8,7 @@ import torch
 import agents
 import agents.learner
 import loop
-from agents.graphs import StaticInputs, addresses, learning_tensors, left_as_it_was
+from agents.graphs import Places, StaticInputs, addresses, learning_tensors, left_as_it_was
 from configs import loader
 from fire.resets import REGISTRY, reset_networks
 from tests.agents.learning_cases import CPU, Case, recorded
@@ -164,6 +164,32 @@ def test_updates_on_trial_leave_no_trace():
         if algo == "dqn":
             before.pop("noise")
         assert_same(before, after)
+
+
+@pytest.mark.parametrize("algo", ["sac", "dqn"])
+def test_places_hold_until_something_moves(algo):
+    case = Case(algo, None)
+    agent, slots = case.agents[0], case.agents[0].networks()
+    case.step()
+    case.learner.learn(1)
+    saved = copy.deepcopy(agent.state_dict())
+    batch = case.replays[0].gather(torch.arange(2).repeat(4))
+    moves = {
+        "an update": (lambda: case.learner.learn(1), True),
+        "zeroed moments": (lambda: [slot.zero_optimizer_state() for slot in slots.values()], True),
+        "dropped moments": (lambda: [slot.rebuild_optimizer_state() for slot in slots.values()], False),
+        "new moments": (lambda: case.learner.learn(1), False),
+        "a checkpoint": (lambda: agent.load_state_dict(saved), False),
+        "new heads": (
+            lambda: reset_networks(slots, REGISTRY["plasticity_injection"](), batch, torch.Generator()),
+            False,
+        ),
+    }
+    for name, (move, holds) in moves.items():
+        places = Places(case.agents)
+        assert places.hold(), name
+        move()
+        assert places.hold() == holds, name
 
 
 def test_static_inputs_keep_their_place_and_take_every_value():

@@ -392,3 +392,11 @@ def test_regularizers_know_injected_heads() -> None:
     )
     assert l2_init(slot.module, initial, 2.0).item() == pytest.approx(float(expected.detach()), rel=1e-5)
     assert parseval(slot.module, 1.0, heads=("5",)).isfinite()
+
+
+@pytest.mark.parametrize("reset", [ContinualBackprop(), SelfNormalizedReset()])
+def test_what_a_checkpoint_hands_a_tracker_goes_to_the_networks_device(reset) -> None:
+    slot, tracker, resumed = make_slot("mlp"), reset.tracker(), reset.tracker()
+    tracker.after_update({"net": slot}, batch_for("mlp"), generator())
+    resumed.load_state_dict(tracker.state_dict(), "meta")
+    assert resumed.state and all(t.is_meta for group in resumed.state.values() for t in group.values())
