@@ -229,10 +229,11 @@ def run(name: str, ill_conditioned: bool, repeats: int, checked: int, device: st
 
 
 def agent_cost(repeats: int, device: str) -> dict[str, float]:
-    """Seconds of an env step, a gradient update and a FIRE reset of the SAC agent on h1-walk, and the last in units of
-    the others.
+    """Seconds of an env step, an update with its minibatch and a FIRE reset of SAC on h1-walk, and the last in
+    units of the others.
     """
     from agents import make_agent, make_replay
+    from agents.learner import make_learner
     from configs import loader
     from envs import make_training_env
 
@@ -258,10 +259,11 @@ def agent_cost(repeats: int, device: str) -> dict[str, float]:
         replay.add(obs, action, step.reward, step.terminated, step.truncated, step.next_obs)
         obs = step.obs
     env.close()
+    learner = make_learner([agent], [replay], [generator], config)  # on CUDA a captured graph, as in training
     for _ in range(repeats):
+        learner.learn(1)  # records the graph
         for _ in range(20):
-            batch = replay.sample(config.replay.batch_size, generator)
-            timed_call("gradient update", lambda batch=batch: agent.update(batch))
+            (batch,), _ = timed_call("gradient update", lambda: learner.learn(1))
         timed_call(
             "reset", lambda batch=batch: reset_networks(agent.networks(), FireReset(), batch, generator)
         )

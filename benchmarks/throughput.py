@@ -13,7 +13,8 @@ update      one SAC update at SimBa's widths, all contenders in turns on one thr
     simba       the authors' JAX program, from a checkout of SonyResearch/simba
     sgemm       float32 product of two 2048 x 2048 matrices, whose rate is taken as what the machine can do
   ``share`` is the algorithm's need, ``flops``, divided by time and the rate of sgemm; ``floor_share`` adds to the need
-  the time of copying as many bytes as the optimizers and the target must move
+  the time of copying as many bytes as the optimizers and the target must move; both in IEEE float32, so that tf32's
+  may exceed 1
 agents      one update of K agents as ``--num-agents`` makes it, against K single updates; on CUDA also one graph of K
             agents at SimBa's widths against the graph of one
 training    the training loop end to end over numbers of threads (benchmarks/training.py)
@@ -193,7 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--updates", type=int, default=2, help="updates per turn (default: 2)")
+    parser.add_argument("--updates", type=int, help="updates per turn (default: 2, on CUDA 50)")
     parser.add_argument("--agents", type=int, default=4, help="agents of the batched program (default: 4)")
     parser.add_argument("--simba", type=Path, metavar="PATH", help="checkout of SonyResearch/simba")
     parser.add_argument("--cases", nargs="+", choices=training.CASES, default=["sac-quick", "dqn-quick"])
@@ -208,6 +209,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.simba and not (args.simba / "scale_rl").is_dir():
         parser.error(f"--simba {args.simba}: no checkout of SonyResearch/simba (it has no folder scale_rl)")
+    args.updates = args.updates or (50 if args.device == "cuda" else 2)
     torch.set_num_threads(1)
     keep_freed_memory()
     versions = {"python": platform.python_version(), "torch": torch.__version__}

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
-# Flags, env steps before and during the measurement, and whether the environments have threads to choose.
+# Flags, env steps before and during the measurement (on CUDA 20 times as many), and whether the environments have
+# threads to choose.
 CASES: dict[str, tuple[str, int, int, bool]] = {
     "sac-paper": ("--algo sac --env h1-walk --preset paper", 310, 16, False),
     "sac-quick": ("--algo sac --env h1-walk --preset quick", 320, 200, False),
@@ -35,7 +36,7 @@ QUIET = (
 )
 
 
-def work(case: str, threads: int, env_threads: int, device: str) -> dict[str, float]:
+def work(case: str, threads: int, env_threads: int, device: str, act_lag: int = 0) -> dict[str, float]:
     """Train in this process and time its steps; on CUDA as many steps again are profiled for the share of busy time."""
     from common.threads import let_idle_threads_sleep
 
@@ -46,6 +47,7 @@ def work(case: str, threads: int, env_threads: int, device: str) -> dict[str, fl
     from configs import loader
 
     flags, before, during, has_env_threads = CASES[case]
+    during *= 20 if device == "cuda" else 1
     marks: list[tuple[int, int, float, float]] = []
     busy: dict[str, float] = {}
     kernels = KernelClock() if device == "cuda" else None
@@ -69,7 +71,7 @@ def work(case: str, threads: int, env_threads: int, device: str) -> dict[str, fl
                 busy["busy_share"] = kernels.stop()
 
     words = [*flags.split(), *QUIET.split(), "--total-steps", str(before + (2 if kernels else 1) * during)]
-    words += ["--num-threads", str(threads), "--device", device]
+    words += ["--num-threads", str(threads), "--device", device, "--act-lag", str(act_lag)]
     words += ["--env.atari.num-threads", str(env_threads)] if has_env_threads else []
     config, _ = loader.load(words)
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(loop, "Run", TimedRun):
@@ -85,7 +87,9 @@ def work(case: str, threads: int, env_threads: int, device: str) -> dict[str, fl
     }
 
 
-def measure(cases: Sequence[str], threads: Sequence[int], rounds: int, device: str) -> dict[str, object]:
+def measure(
+    cases: Sequence[str], threads: Sequence[int], rounds: int, device: str, act_lag: int = 0
+) -> dict[str, object]:
     """Medians over rounds for every case and number of threads of PyTorch and, where they have any, environments."""
     setups = [
         (case, own, theirs)
@@ -104,6 +108,8 @@ def measure(cases: Sequence[str], threads: Sequence[int], rounds: int, device: s
                 *map(str, setup),
                 "--device",
                 device,
+                "--act-lag",
+                str(act_lag),
             ]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             seen[setup].append(json.loads(output.splitlines()[-1]))
@@ -124,13 +130,14 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--act-lag", type=int, choices=(0, 1), default=0, help="as of train.py (default: 0)")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         case, threads, env_threads = args.worker
-        print(json.dumps(work(case, int(threads), int(env_threads), args.device)))
+        print(json.dumps(work(case, int(threads), int(env_threads), args.device, args.act_lag)))
         return
-    print(json.dumps(measure(args.cases, args.threads, args.rounds, args.device), indent=1))
+    print(json.dumps(measure(args.cases, args.threads, args.rounds, args.device, args.act_lag), indent=1))
 
 
 if __name__ == "__main__":
