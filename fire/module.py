@@ -111,7 +111,8 @@ def fire_(
         A report on every layer that was changed.
 
     Raises:
-        ValueError: NaN or infinity in a weight, an unknown option or name, a strength out of range.
+        ValueError: NaN or infinity in a weight, an unknown option or name, a pattern without a layer, a strength out
+            of range.
         TypeError: a chosen weight is computed by a parametrization, or not materialised yet.
     """
     for name, value, choices in (
@@ -124,18 +125,30 @@ def fire_(
             raise ValueError(f"{name} {value!r} is not one of {', '.join(choices)}")
     check_range("strength", strength, 0, 1, open_low=True)
     start = time.perf_counter()
-    layers = weight_layers(
-        module,
-        heads=heads,
-        select=lambda layer: (
+    names: list[str] = []
+
+    def select(layer: WeightLayer) -> bool:
+        names.append(layer.name)
+        return (
             layer.role in roles
             and (include is None or _matches(layer, include))
             and not (exclude is not None and _matches(layer, exclude))
-        ),
+        )
+
+    layers = weight_layers(
+        module,
+        heads=heads,
+        select=select,
         conv_form=conv_form,
         fused=fused,
         embeddings=embeddings == "orthogonalize",
     )
+    for option, selector in (("include", include), ("exclude", exclude)):
+        for pattern in _patterns(selector):
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                raise ValueError(
+                    f"{option} {pattern!r} matches no weight layer; there are {', '.join(names)}"
+                )
     rule = Orthogonalize(scale, strength, method, num_iters, null)
     entries = [Entry(layer.name, layer.weight, layer, is_weight=True) for layer in layers]
     values = rule(entries, torch.Generator().manual_seed(0) if generator is None else generator)
@@ -160,6 +173,14 @@ def _matches(layer: WeightLayer, selector: Selector) -> bool:
     if callable(selector):
         return selector(layer)
     return any(_matches(layer, each) for each in selector)
+
+
+def _patterns(selector: Selector | None) -> list[str]:
+    if isinstance(selector, str):
+        return [selector]
+    if selector is None or callable(selector):
+        return []
+    return [pattern for each in selector for pattern in _patterns(each)]
 
 
 def _to_identity(norm: nn.Module) -> None:

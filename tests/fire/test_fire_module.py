@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -127,6 +128,15 @@ def test_a_strength_out_of_range_is_refused_before_anything_changes(strength: fl
     with pytest.raises(ValueError, match=r"strength must lie in \(0, 1\]"):
         fire_(module, strength=strength)
     assert torch.equal(module.weight, before)
+
+
+@pytest.mark.parametrize("options", [{"exclude": "haed*"}, {"include": ["0", "nope.*"]}])
+def test_a_pattern_without_a_layer_is_refused_before_anything_changes(options) -> None:
+    module = nn.Sequential(OrderedDict([("0", nn.Linear(4, 3)), ("head", nn.Linear(3, 2))]))
+    before = [parameter.clone() for parameter in module.parameters()]
+    with pytest.raises(ValueError, match=r"(haed\*|nope\.\*)' matches no weight layer; there are 0, head"):
+        fire_(module, **options)
+    assert all(torch.equal(one, other) for one, other in zip(module.parameters(), before, strict=True))
 
 
 def test_weights_without_values_are_an_error() -> None:
