@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from common.threads import let_idle_threads_sleep
 from configs import loader
+from configs.errors import ConfigError
 
 if TYPE_CHECKING:
-    from common.run import Run
     from configs.schema import Config
+    from training.record import Run
 
 
 def main(argv: list[str]) -> int:
@@ -25,7 +26,7 @@ def main(argv: list[str]) -> int:
     try:
         config, flags = loader.load(argv)
         variants = [loader.load([*argv, "--reset", name])[0] for name in flags.resets] or [config]
-    except loader.ConfigError as error:
+    except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
@@ -38,11 +39,11 @@ def main(argv: list[str]) -> int:
 def _train(variants: list[Config], run_dir: Path | None, argv: list[str]) -> int:
     # PyTorch and the environments are imported here, so that --help and a misspelt flag are answered at once.
     from common.checkpoint import CheckpointError
-    from common.run import TrainingDiverged, UnknownMetric
-    from common.summary import python_command
-    from configs.run_dir import member_configs, member_dirs
     from envs import EnvError
-    from loop import train_together
+    from training.folder import member_configs, member_dirs
+    from training.loop import train_together
+    from training.record import TrainingDiverged, UnknownMetric
+    from training.summary import python_command
 
     where = ""
     try:
@@ -50,7 +51,7 @@ def _train(variants: list[Config], run_dir: Path | None, argv: list[str]) -> int
         folders = member_dirs(configs, run_dir)
         where = ", ".join(map(str, folders))
         runs = train_together(configs, folders)
-    except (loader.ConfigError, EnvError, CheckpointError, UnknownMetric) as error:
+    except (ConfigError, EnvError, CheckpointError, UnknownMetric) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except TrainingDiverged as error:
@@ -67,9 +68,9 @@ def _train(variants: list[Config], run_dir: Path | None, argv: list[str]) -> int
 
 def _conclude(run: Run, argv: list[str]) -> None:
     """Draw the learning curve of a finished run and print what came out."""
-    from common.plots import plot_learning_curve
-    from common.summary import closing_words, random_mean
     from envs import human_score, random_score, success_score
+    from training.plots import plot_learning_curve
+    from training.summary import closing_words, random_mean
 
     config = run.config
     random, success = random_score(config.env.id), success_score(config.env.id)

@@ -13,7 +13,7 @@ from agents.numerics import Numerics, set_products
 from agents.replay import Batch, Replay, ReplayBuffer
 from agents.sac import SAC
 from common.memory import available_memory
-from configs.loader import ConfigError
+from configs.errors import ConfigError
 from configs.schema import Config
 
 __all__ = [

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from agents.replay import Batch
-from fire.slot import NetworkSlot
+from fire.network.slot import NetworkSlot
 
 # Seed of the noise drawn inside probe losses: a metric must depend on the weights and the batch alone.
 PROBE_SEED = 0

@@ -23,9 +23,9 @@ from agents.replay import Batch
 from common.schedules import LinearSchedule
 from common.seeding import torch_generator
 from configs.schema import DQNConfig
-from fire.injection import restore_structure
+from fire.network.slot import NetworkSlot
 from fire.regularizers import Regularizer
-from fire.slot import NetworkSlot
+from fire.resets.injection import restore_structure
 
 PIXEL_NETWORKS = {"nature": NatureQNetwork, "nips": NipsQNetwork}
 

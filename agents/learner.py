@@ -10,8 +10,8 @@ from torch import Tensor
 from agents.base import Agent
 from agents.graphs import Capture, Places, StaticInputs, left_as_it_was, pick_capture
 from agents.numerics import Numerics
-from agents.population import Together
 from agents.replay import Batch, Replay
+from agents.stack import Together
 from configs.schema import Config
 
 # The last update's batches and losses, each by agent.

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from configs.loader import ConfigError
+from configs.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from agents.numerics import FLOAT32, Numerics
 from agents.replay import Batch
 from common.seeding import torch_generator
 from configs.schema import SACConfig
-from fire.injection import restore_structure
+from fire.network.slot import NetworkSlot
 from fire.regularizers import Regularizer
-from fire.slot import NetworkSlot
+from fire.resets.injection import restore_structure
 
 
 class SAC:

@@ -32,10 +32,10 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from fire.layerwise import FireReset, RandomOrthogonalReset
-from fire.metrics import measure
-from fire.resets import REGISTRY, Reset, reset_networks
-from fire.slot import NetworkSlot
+from fire.metrics.cheap import measure
+from fire.network.slot import NetworkSlot
+from fire.resets.layerwise import FireReset, RandomOrthogonalReset
+from fire.resets.registry import REGISTRY, Reset, reset_networks
 
 METHODS: dict[str, Reset] = {
     "none": REGISTRY["none"](),

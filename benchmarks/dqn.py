@@ -242,7 +242,7 @@ def resets(game: str, rounds: int, contenders: list[str]) -> dict[str, object]:
     import torch
 
     from agents import Batch
-    from fire.resets import REGISTRY, reset_networks
+    from fire.resets.registry import REGISTRY, reset_networks
 
     torch.set_num_threads(1)
     learner = Ours(18)

@@ -19,11 +19,11 @@ from unittest import mock
 
 import numpy as np
 
-import loop
-from common.run import Run
 from configs import loader
 from configs.schema import Config
 from envs.vec import Step, VecEnv
+from training import loop
+from training.record import Run
 
 QUIET = (
     "--reset none --eval.every 0 --eval.episodes 1 --log.metrics-every 0 --log.every 0 --num-threads 1 "

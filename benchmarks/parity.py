@@ -33,7 +33,7 @@ from envs import make_vec
 from envs.humanoid.tasks import TASKS
 from envs.official import PREFIX
 from envs.vec import VecEnv
-from evaluate import Policy, RandomPolicy, evaluate, newest_agent
+from training.evaluation import Policy, RandomPolicy, evaluate, newest_agent
 
 CELL = 26  # characters
 Row = dict[str, float | tuple[float, float] | str]

@@ -28,11 +28,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import clock
-from fire.isometry import dfi
-from fire.layers import weight_layers
-from fire.layerwise import FireReset
-from fire.orthogonalize import polar_factors
-from fire.resets import reset_networks
+from fire.network.layers import weight_layers
+from fire.polar.factors import polar_factors
+from fire.polar.isometry import dfi
+from fire.resets.layerwise import FireReset
+from fire.resets.registry import reset_networks
 
 
 def nature_cnn(actions: int = 18) -> nn.Module:

@@ -37,23 +37,10 @@ def calls_per_step(algo: str, env: str) -> list[CodeType]:
     # Imported here: what importing calls is no part of a step.
     from agents import Replay
     from envs.vec import VecEnv
-    from loop import train
+    from training.loop import train
 
     steps: list[set[CodeType]] = [set()]
-    folders = {
-        str(ROOT / name)
-        for name in (
-            "agents",
-            "common",
-            "configs",
-            "envs",
-            "fire",
-            "training",
-            "loop.py",
-            "member.py",
-            "evaluate.py",
-        )
-    }
+    folders = {str(ROOT / name) for name in ("agents", "common", "configs", "envs", "fire", "training")}
     ours: dict[str, bool] = {}
 
     def watch(frame: FrameType, event: str, argument: Any) -> None:

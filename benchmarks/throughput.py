@@ -45,8 +45,8 @@ from agents import ReplayBuffer
 from agents.dqn import DQN
 from agents.graphs import capture
 from agents.learner import make_learner
-from agents.population import Together
 from agents.sac import SAC
+from agents.stack import Together
 from benchmarks import rivals, training
 from benchmarks.reset import agent_cost
 from benchmarks.rivals import ACTION, BATCH, OBS, make_batch

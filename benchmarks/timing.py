@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from common.profiling import on_device
+from training.profiling import on_device
 
 
 def clock(device: str) -> float:

@@ -41,10 +41,10 @@ def work(case: str, threads: int, env_threads: int, device: str, act_lag: int = 
     from common.threads import let_idle_threads_sleep
 
     let_idle_threads_sleep()
-    import loop
     from benchmarks.timing import KernelClock, clock
-    from common.run import Run
     from configs import loader
+    from training import loop
+    from training.record import Run
 
     flags, before, during, has_env_threads = CASES[case]
     during *= 20 if device == "cuda" else 1

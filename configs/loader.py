@@ -24,6 +24,7 @@ import yaml
 
 from common.games import find_game, game_names
 from configs import schema
+from configs.errors import ConfigError
 from fire.options import OPTIONS
 from fire.triggers import TriggerConfig
 
@@ -35,10 +36,6 @@ SELECTORS = {
     "reset": ("reset.name", "fire"),
     "preset": ("preset", "paper"),
 }
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message is one line for the user."""
 
 
 class Entry(NamedTuple):

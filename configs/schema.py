@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from common.fields import option
+from fire.fields import option
 
 
 @dataclass(frozen=True)

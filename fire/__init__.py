@@ -10,12 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fire.metrics import METRIC_KEYS, measure
-    from fire.module import FireReport, fire_
-    from fire.orthogonalize import polar_factor, polar_factors
-    from fire.report import RESET_KEYS, ResetReport
-    from fire.resets import REGISTRY, Reset, reset_networks
-    from fire.slot import NetworkSlot
+    from fire.fire_inplace import FireReport, fire_
+    from fire.metrics.cheap import METRIC_KEYS, measure
+    from fire.network.slot import NetworkSlot
+    from fire.polar.factors import polar_factor, polar_factors
+    from fire.resets.registry import REGISTRY, Reset, reset_networks
+    from fire.resets.report import RESET_KEYS, ResetReport
 
 __all__ = [
     "METRIC_KEYS",
@@ -33,12 +33,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "metrics": ("METRIC_KEYS", "measure"),
-    "module": ("FireReport", "fire_"),
-    "orthogonalize": ("polar_factor", "polar_factors"),
-    "report": ("RESET_KEYS", "ResetReport"),
-    "resets": ("REGISTRY", "Reset", "reset_networks"),
-    "slot": ("NetworkSlot",),
+    "metrics.cheap": ("METRIC_KEYS", "measure"),
+    "fire_inplace": ("FireReport", "fire_"),
+    "polar.factors": ("polar_factor", "polar_factors"),
+    "resets.report": ("RESET_KEYS", "ResetReport"),
+    "resets.registry": ("REGISTRY", "Reset", "reset_networks"),
+    "network.slot": ("NetworkSlot",),
 }
 
 

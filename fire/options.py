@@ -1,14 +1,14 @@
 """The options of every reset strategy, without PyTorch: the command line can list them before it is imported.
 
-``OPTIONS`` has the names of ``fire.resets.REGISTRY``; each strategy there inherits from its entry here and adds what
-it does.
+``OPTIONS`` has the names of ``fire.resets.registry.REGISTRY``; each strategy there inherits from its entry here and
+adds what it does.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from common.fields import option
+from fire.fields import option
 
 SCALES = ("paper", "unit", "mean_singular_value", "preserve_norm")
 METHODS = ("polar", "newton_schulz", "muon")

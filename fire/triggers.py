@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from common.fields import option
+from fire.fields import option
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import pytest
 import train
 from common import checkpoint
 from configs import loader
-from configs.run_dir import claim_run_dir
-from tests.test_train import SMALL, newest, run
+from configs.errors import ConfigError
+from tests.training.test_train import SMALL, newest, run
+from training.folder import claim_run_dir
 
 ROOT = Path(__file__).parent.parent
 
@@ -117,7 +118,7 @@ def test_ctrl_c_while_modules_are_imported_is_no_traceback(tmp_path, capsys, mon
 def test_two_processes_cannot_share_a_folder(tmp_path):
     config, _ = loader.load(SMALL["dqn"].split())
     lock = claim_run_dir(tmp_path / "run", config)
-    with pytest.raises(loader.ConfigError, match="another process"):
+    with pytest.raises(ConfigError, match="another process"):
         claim_run_dir(tmp_path / "run", config)
     lock.close()
     claim_run_dir(tmp_path / "run", config).close()

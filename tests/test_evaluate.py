@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import evaluate as evaluation
-import loop
 from configs import loader
 from envs import make_vec
-from evaluate import Evaluation, RandomPolicy, evaluate
+from training import loop
+from training.evaluation import Evaluation, RandomPolicy, evaluate
 
 
 class PushRight:

@@ -4,8 +4,8 @@ import csv
 
 import pytest
 
-import loop
 from configs import loader
+from training import loop
 
 
 def final_return(run_dir, *argv):

@@ -11,7 +11,7 @@ from agents.frames import FrameReplay
 from agents.replay import Batch, ReplayBuffer
 from agents.sac import SAC
 from configs.schema import DQNConfig, SACConfig
-from fire.resets import REGISTRY
+from fire.resets.registry import REGISTRY
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,8 +7,8 @@ import torch
 from torch._dynamo.utils import counters
 
 from agents.numerics import Numerics, missing_compiler
-from configs.loader import ConfigError
-from fire.resets import REGISTRY, reset_networks
+from configs.errors import ConfigError
+from fire.resets.registry import REGISTRY, reset_networks
 from tests.agents.learning_cases import CPU, Case
 
 COMPILED = Numerics(compile=True)

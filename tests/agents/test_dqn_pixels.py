@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from agents.dqn import DQN
 from agents.replay import Batch
 from configs.schema import DQNConfig
-from fire.injection import InjectedHead
-from fire.metrics import measure
-from fire.resets import REGISTRY, reset_networks
+from fire.metrics.cheap import measure
+from fire.resets.injection import InjectedHead
+from fire.resets.registry import REGISTRY, reset_networks
 
 ACTIONS, SIZE = 5, 8  # DASH wants a sample for each of its 8 minibatches
 # Under these every strategy finds something to do.

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
-import loop
 from agents.graphs import capture
 from agents.numerics import Numerics
 from configs import loader
-from fire.resets import REGISTRY, reset_networks
+from fire.resets.registry import REGISTRY, reset_networks
 from tests.agents.learning_cases import Case
-from tests.test_act_lag import ARGS, SHORT
-from tests.test_train import newest, run_interrupted
+from tests.training.test_act_lag import ARGS, SHORT
+from tests.training.test_train import newest, run_interrupted
+from training import loop
 
 pytestmark = [
     pytest.mark.gpu,

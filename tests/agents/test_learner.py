@@ -7,13 +7,13 @@ import torch
 
 import agents
 import agents.learner
-import loop
 from agents.graphs import Places, StaticInputs, addresses, learning_tensors, left_as_it_was
 from configs import loader
-from fire.resets import REGISTRY, reset_networks
+from fire.resets.registry import REGISTRY, reset_networks
 from tests.agents.learning_cases import CPU, Case, recorded
-from tests.test_act_lag import ARGS, SHORT
-from tests.test_train import SMALL, assert_same, newest, run_interrupted, table
+from tests.training.test_act_lag import ARGS, SHORT
+from tests.training.test_train import SMALL, assert_same, newest, run_interrupted, table
+from training import loop
 
 RESETS = [(name, {}) for name in REGISTRY if name not in ("l2_init", "parseval", "none")]
 RESETS += [("full", {"optimizer": "rebuild"}), ("fire", {"optimizer": "keep", "target": "keep"})]

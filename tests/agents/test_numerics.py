@@ -7,10 +7,10 @@ import torch
 import train
 from agents.dqn import DQN
 from agents.numerics import Numerics, set_products
-from agents.population import DQNPopulation, SACPopulation
 from agents.replay import Batch
 from agents.sac import SAC
-from configs.loader import ConfigError
+from agents.stack import DQNPopulation, SACPopulation
+from configs.errors import ConfigError
 from configs.schema import DQNConfig, SACConfig
 
 CPU = torch.device("cpu")

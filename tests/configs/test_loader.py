@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from configs import loader, schema
-from configs.loader import ConfigError
+from configs.errors import ConfigError
 from fire.options import OPTIONS
 from fire.triggers import TriggerConfig
 

@@ -15,7 +15,7 @@ from configs import loader
 from configs.schema import AtariConfig
 from envs import EnvError, make_vec, resolve_env_id
 from envs.scores import ATARI_SCORES
-from evaluate import RandomPolicy, evaluate
+from training.evaluation import RandomPolicy, evaluate
 
 pytestmark = pytest.mark.atari
 

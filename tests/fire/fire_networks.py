@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fire.slot import NetworkSlot
+from fire.network.slot import NetworkSlot
 
 
 class BatchedLinear(nn.Module):

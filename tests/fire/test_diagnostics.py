@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from fire import diagnostics
-from fire.injection import PlasticityInjection
-from fire.resets import reset_networks
-from fire.trials import trainability, trial_update
+from fire.metrics import costly as diagnostics
+from fire.metrics.trials import trainability, trial_update
+from fire.resets.injection import PlasticityInjection
+from fire.resets.registry import reset_networks
 from tests.fire.fire_networks import ARCHITECTURES, batch_for, make_slot
 from tests.fire.test_metrics import features_with, slot_of
 

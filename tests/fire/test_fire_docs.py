@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fire.diagnostics import DIAGNOSTIC_KEYS
-from fire.metrics import METRIC_KEYS
-from fire.report import RESET_KEYS
-from fire.resets import REGISTRY
+from fire.metrics.cheap import METRIC_KEYS
+from fire.metrics.costly import DIAGNOSTIC_KEYS
+from fire.resets.registry import REGISTRY
+from fire.resets.report import RESET_KEYS
 
 ROOT = Path(__file__).parents[2]
 

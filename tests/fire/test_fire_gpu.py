@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fire.layerwise import FireReset
-from fire.orthogonalize import polar_factor, polar_factors
-from fire.resets import reset_networks
+from fire.polar.factors import polar_factor, polar_factors
+from fire.resets.layerwise import FireReset
+from fire.resets.registry import reset_networks
 from tests.fire.fire_networks import make_slot
 from tests.fire.test_orthogonalize import defect, distance, svd_factor, with_condition
 

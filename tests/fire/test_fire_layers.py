@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from fire.isometry import dfi, layer_scale, sfe
-from fire.layers import weight_layers
+from fire.network.layers import weight_layers
+from fire.network.scale import layer_scale
+from fire.polar.isometry import dfi, sfe
 from tests.fire.fire_networks import BatchedLinear, make_slot
 
 MODULES = {

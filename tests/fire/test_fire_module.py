@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from fire import fire_
-from fire.isometry import sfe
+from fire.polar.isometry import sfe
 from tests.fire.fire_networks import BatchedLinear
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from fire import metrics
-from fire.probe import probe
-from fire.slot import NetworkSlot
+from fire.metrics import cheap as metrics
+from fire.network.probe import probe
+from fire.network.slot import NetworkSlot
 from tests.fire.fire_networks import ARCHITECTURES, BatchedLinear, batch_for, make_slot
 
 

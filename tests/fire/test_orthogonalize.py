@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fire.orthogonalize import BACKENDS, polar_factor, polar_factors
-from fire.polar import minimax_schedule, qdwh_schedule
+from fire.polar.factors import BACKENDS, polar_factor, polar_factors
+from fire.polar.routes import minimax_schedule, qdwh_schedule
 
 
 def with_condition(rows: int, columns: int, condition: float, seed: int = 0, dtype=torch.float64) -> Tensor:

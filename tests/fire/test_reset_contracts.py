@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
-from fire.report import RESET_KEYS
-from fire.resets import REGISTRY, reset_networks
+from fire.resets.registry import REGISTRY, reset_networks
+from fire.resets.report import RESET_KEYS
 from tests.fire.fire_networks import ARCHITECTURES, batch_for, make_slot, train_step
 
 CASES = [(name, kind) for name in REGISTRY for kind in ARCHITECTURES]

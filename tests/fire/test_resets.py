@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fire.isometry import dfi
-from fire.layerwise import FireReset, FullReset, RandomOrthogonalReset, ShrinkPerturbReset
-from fire.resets import reset_networks
+from fire.polar.isometry import dfi
+from fire.resets.layerwise import FireReset, FullReset, RandomOrthogonalReset, ShrinkPerturbReset
+from fire.resets.registry import reset_networks
 from tests.fire.fire_networks import ARCHITECTURES, batch_for, make_slot
 
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from fire.dash import DashReset
-from fire.injection import InjectedHead, PlasticityInjection, restore_structure
-from fire.layerwise import FireDqnReset, FireReset, FullReset, RandomOrthogonalReset, SrDqnReset
-from fire.probe import minibatches
-from fire.recycling import ContinualBackprop, ReDo, SelfNormalizedReset
+from fire.network.probe import minibatches
+from fire.network.slot import NetworkSlot
 from fire.regularizers import l2_init, parseval
-from fire.resets import reset_networks
-from fire.slot import NetworkSlot
-from fire.units import unit_groups
+from fire.resets.dash import DashReset
+from fire.resets.injection import InjectedHead, PlasticityInjection, restore_structure
+from fire.resets.layerwise import FireDqnReset, FireReset, FullReset, RandomOrthogonalReset, SrDqnReset
+from fire.resets.recycling import ContinualBackprop, ReDo, SelfNormalizedReset
+from fire.resets.registry import reset_networks
+from fire.resets.units import unit_groups
 from tests.fire.fire_networks import ARCHITECTURES, batch_for, initialise, make_slot, train_step
 
 

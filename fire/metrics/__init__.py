@@ -1,0 +1,1 @@
+"""Plasticity metrics: ``cheap`` ones for every period, ``costly`` ones behind a flag."""

@@ -1,0 +1,1 @@
+"""Seeing a network: its slots, weight layers, their scale, probes."""

@@ -1,0 +1,1 @@
+"""Polar factors of batches of matrices, and how far a matrix is from an isometry."""

@@ -1,0 +1,1 @@
+"""Reset strategies, one file for each published method, and their registry."""

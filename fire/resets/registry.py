@@ -1,0 +1,135 @@
+"""REGISTRY names every reset strategy; ``reset_networks`` applies one.
+
+A reset plans every change of every network first and writes only when the whole plan exists, so it happens
+entirely or not at all. Parameters keep their storage: optimizers, targets, compiled functions and CUDA
+graphs see the reset. Structural resets, which say so, add parameters.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from fire.network.scale import layer_scale
+from fire.network.slot import NetworkSlot
+from fire.options import ResetOptions
+from fire.resets.base import LayerwiseReset, Plan, Reset, Write
+from fire.resets.dash import DashReset
+from fire.resets.injection import PlasticityInjection
+from fire.resets.layerwise import (
+    FireDqnReset,
+    FireReset,
+    FullReset,
+    NoReset,
+    OptimizerReset,
+    RandomOrthogonalReset,
+    ShrinkPerturbReset,
+    SrDqnReset,
+)
+from fire.resets.recycling import ContinualBackprop, ReDo, SelfNormalizedReset
+from fire.resets.report import ResetReport, describe
+
+__all__ = ["REGISTRY", "LayerwiseReset", "Plan", "Reset", "ResetReport", "make_reset", "reset_networks"]
+
+REGISTRY: dict[str, type[Reset]] = {
+    reset.name: reset
+    for reset in (
+        NoReset,
+        OptimizerReset,
+        FullReset,
+        ShrinkPerturbReset,
+        SrDqnReset,
+        FireReset,
+        FireDqnReset,
+        RandomOrthogonalReset,
+        DashReset,
+        ReDo,
+        PlasticityInjection,
+        ContinualBackprop,
+        SelfNormalizedReset,
+    )
+}
+
+
+def make_reset(name: str, options: ResetOptions) -> Reset:
+    """Return strategy ``name`` with the ``options`` that ``fire.options.OPTIONS[name]`` holds."""
+    return REGISTRY[name](**asdict(options))
+
+
+def reset_networks(
+    slots: Mapping[str, NetworkSlot], reset: Reset, batch: Any, generator: torch.Generator
+) -> ResetReport:
+    """Apply ``reset`` to all networks, or, if anything fails, to none.
+
+    Args:
+        slots: networks by name; a parameter that several share is treated with the first.
+        reset: the strategy.
+        batch: probe batch, passed on to ``slot.forward`` and ``slot.loss`` by strategies that measure.
+        generator: CPU generator of all random draws; the global random state stays as it was.
+
+    Returns:
+        What was done to each weight layer.
+
+    Raises:
+        ValueError: NaN or infinity in a weight to be orthogonalized, or in a new value.
+        TypeError: a weight is computed by a parametrization, or ``reset.optimizer`` is ``"zero"`` and an
+            optimizer's initial state is not zero.
+    """
+    seconds = -time.perf_counter()
+    if reset.optimizer == "zero":
+        for slot in slots.values():
+            slot.check_zeroable()
+    draws = generator.get_state()
+    with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(slots)):
+        plan = reset.plan(slots, batch, generator)
+        if reset.target == "same":
+            plan.writes += _target_writes(slots, reset, batch, draws)
+        plan.check()
+        seconds += time.perf_counter()
+        reports = [
+            describe(network, layer, plan.value_of(layer.weight), layer_scale(layer))
+            for network, slot in slots.items()
+            for layer in slot.layers(reset.conv_form)
+        ]
+        seconds -= time.perf_counter()
+        plan.write()
+        for slot in slots.values():
+            if reset.optimizer == "zero":
+                slot.zero_optimizer_state()
+            elif reset.optimizer == "rebuild":
+                slot.rebuild_optimizer_state()
+            if reset.target == "sync":
+                slot.sync_target()
+        for device in _cuda_devices(slots):
+            torch.cuda.synchronize(device)
+    return ResetReport(tuple(reports), seconds + time.perf_counter())
+
+
+def _target_writes(
+    slots: Mapping[str, NetworkSlot], reset: Reset, batch: Any, draws: torch.Tensor
+) -> list[Write]:
+    """What ``reset`` does to the target networks' own weights, with the draws their networks had."""
+    generator = torch.Generator()
+    generator.set_state(draws)
+    # Networks without a target take part too, so that each finds the draws at their place.
+    shadows = {
+        name: replace(slot, module=slot.module if slot.target is None else slot.target, target=None)
+        for name, slot in slots.items()
+    }
+    ours = {
+        id(tensor)
+        for slot in slots.values()
+        if slot.target is not None
+        for tensor in (*slot.target.parameters(), *slot.target.buffers())
+    }
+    writes = reset.plan(shadows, batch, generator).writes
+    return [(f"target of {name}", place, value) for name, place, value in writes if id(place) in ours]
+
+
+def _cuda_devices(slots: Mapping[str, NetworkSlot]) -> list[torch.device]:
+    devices = {p.device for slot in slots.values() for p in slot.module.parameters()}
+    return [device for device in devices if device.type == "cuda"]

@@ -1,0 +1,187 @@
+"""Agents trained as one batched program against the same agents trained one by one."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from agents.dqn import DQN
+from agents.replay import Batch
+from agents.sac import SAC
+from agents.stack import Together
+from configs.schema import DQNConfig, SACConfig
+from fire.resets.registry import REGISTRY, reset_networks
+
+OBS, ACTION, BATCH = 5, 3, 16
+CPU = torch.device("cpu")
+SAC_CONFIG = SACConfig(actor_width=8, critic_width=12, critic_blocks=1, learning_rate=3e-3)
+DQN_CONFIG = DQNConfig(hidden_widths=(16, 8), learning_rate=1e-3, target_update_period=3)
+ALGOS = ("sac", "dqn")
+
+
+def agent(algo, seed, **options):
+    config = dataclasses.replace({"sac": SAC_CONFIG, "dqn": DQN_CONFIG}[algo], **options)
+    made = (
+        SAC(config, OBS, ACTION, 500, seed, CPU)
+        if algo == "sac"
+        else DQN(config, (OBS,), ACTION, 0, 100, seed, CPU)
+    )
+    made.observe(np.random.default_rng(seed).normal(size=(40, OBS)).astype(np.float32))
+    return made
+
+
+def batch(algo, seed):
+    g = torch.Generator().manual_seed(seed)
+    discrete = torch.randint(ACTION, (BATCH,), generator=g)
+    action = discrete if algo == "dqn" else torch.rand(BATCH, ACTION, generator=g) * 2 - 1
+    obs, next_obs = torch.randn(2, BATCH, OBS, generator=g)
+    return Batch(obs, action, torch.randn(BATCH, generator=g), torch.full((BATCH,), 0.99), next_obs)
+
+
+def assert_close(one, other, where=""):
+    """Nested states equal within the rounding of another summation order."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_close(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, list):
+        for index, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_close(a, b, f"{where}/{index}")
+    elif isinstance(one, torch.Tensor):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=lambda m: f"{where}: {m}")
+    else:
+        assert one == other, where
+
+
+RESETS = [(name, {}) for name in REGISTRY]
+RESETS += [("full", {"optimizer": "rebuild"}), ("fire", {"optimizer": "keep", "target": "keep"})]
+
+
+@pytest.mark.parametrize(("reset", "options"), RESETS)
+@pytest.mark.parametrize("algo", ALGOS)
+def test_each_member_equals_its_single_run_across_a_reset(algo, reset, options):
+    singles, members = ([agent(algo, seed) for seed in range(3)] for _ in range(2))
+    population = Together(members)
+    strategy = REGISTRY[reset](**options)
+    trackers = [[strategy.tracker() for _ in range(3)] for _ in range(2)]
+    for step in range(8):
+        batches = [batch(algo, 10 * step + index) for index in range(3)]
+        expected = [one.update(data) for one, data in zip(singles, batches, strict=True)]
+        logged = population.update(batches)
+        for index in range(3):
+            assert_close(logged[index], expected[index], f"step {step} losses")
+            for group, tracker in zip((singles, members), trackers, strict=True):
+                slots, g = group[index].networks(), torch.Generator().manual_seed(step)
+                if tracker[index] is not None:
+                    tracker[index].after_update(slots, batches[index], g)
+                elif step == 4 and index != 1:  # one member is left out: resets are each agent's own affair
+                    reset_networks(slots, strategy, batches[index], g)
+    for single, member in zip(singles, members, strict=True):
+        assert_close(member.state_dict(), single.state_dict())
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_members_learn_differently_and_their_parameters_keep_one_storage(algo):
+    members = [agent(algo, seed) for seed in range(2)]
+    population = Together(members)
+    (name, _), *_ = members[0].networks().items()
+    parameters = [next(iter(m.networks()[name].module.parameters())) for m in members]
+    storage = {p.untyped_storage().data_ptr() for p in parameters}
+    assert len(storage) == 1
+    before = [p.detach().clone() for p in parameters]
+    population.update([batch(algo, 0), batch(algo, 1)])
+    assert {p.untyped_storage().data_ptr() for p in parameters} == storage
+    moved = [p.detach() - b for p, b in zip(parameters, before, strict=True)]
+    assert all(m.any() for m in moved) and not torch.equal(*moved)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_a_saved_member_goes_on_alone(algo):
+    members = [agent(algo, seed) for seed in range(2)]
+    population = Together(members)
+    for step in range(3):
+        population.update([batch(algo, step), batch(algo, step + 10)])
+    alone = agent(algo, 5)
+    alone.load_state_dict(copy.deepcopy(members[1].state_dict()))
+    logged = population.update([batch(algo, 20), batch(algo, 21)])
+    assert_close(alone.update(batch(algo, 21)), logged[1])
+    assert_close(alone.state_dict(), members[1].state_dict())
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_members_may_have_learned_before_they_are_joined(algo):
+    singles, members = ([agent(algo, seed) for seed in range(2)] for _ in range(2))
+    for step in range(2):
+        for one in (*singles, *members):
+            one.update(batch(algo, step))
+    population = Together(members)
+    data = [batch(algo, 7), batch(algo, 8)]
+    for one, each in zip(singles, data, strict=True):
+        one.update(each)
+    population.update(data)
+    for single, member in zip(singles, members, strict=True):
+        assert_close(member.state_dict(), single.state_dict())
+
+
+@pytest.mark.parametrize("option", ["l2_init", "parseval"])
+@pytest.mark.parametrize("algo", ALGOS)
+def test_regularizers_pull_each_member_by_its_own_weights(algo, option):
+    singles, members = ([agent(algo, seed, **{option: 0.1}) for seed in range(2)] for _ in range(2))
+    population = Together(members)
+    for step in range(4):
+        data = [batch(algo, step), batch(algo, step + 10)]
+        expected = [one.update(each) for one, each in zip(singles, data, strict=True)]
+        for one, other in zip(population.update(data), expected, strict=True):
+            assert_close(one, other)
+    for single, member in zip(singles, members, strict=True):
+        assert_close(member.state_dict(), single.state_dict())
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_members_are_stacked_again_after_their_structure_changed(algo):
+    members = [agent(algo, seed) for seed in range(3)]
+    population = Together(members)
+
+    def storages():
+        first = [next(iter(m.networks().values())).module for m in members]
+        return [{p.untyped_storage().data_ptr() for p in module.parameters()} for module in first]
+
+    def inject(index):
+        generator = torch.Generator().manual_seed(index)
+        reset_networks(
+            members[index].networks(), REGISTRY["plasticity_injection"](), batch(algo, 0), generator
+        )
+        population.update([batch(algo, seed) for seed in range(3)])
+
+    inject(0)
+    assert not storages()[0] & storages()[1] and storages()[1] == storages()[2]
+    inject(2)
+    assert storages()[0] == storages()[2] and not storages()[0] & storages()[1]
+    inject(1)
+    assert storages()[0] == storages()[1] == storages()[2]
+
+
+def test_networks_for_frames_equal_their_single_runs_exactly():
+    def make(seed):
+        return DQN(
+            dataclasses.replace(DQN_CONFIG, pixel_network="nips"), (4, 84, 84), ACTION, 0, 100, seed, CPU
+        )
+
+    def frames(seed):
+        g = torch.Generator().manual_seed(seed)
+        stack = torch.randint(256, (2, 5, 84, 84), dtype=torch.uint8, generator=g)
+        return Batch(
+            stack[:, :4], torch.tensor([0, 2]), torch.randn(2, generator=g), torch.ones(2), stack[:, 1:]
+        )
+
+    singles, members = ([make(seed) for seed in range(2)] for _ in range(2))
+    population = Together(members)
+    for step in range(3):
+        data = [frames(step), frames(step + 10)]
+        expected = [one.update(each) for one, each in zip(singles, data, strict=True)]
+        assert population.update(data) == expected
+    for single, member in zip(singles, members, strict=True):
+        for one, other in zip(single.q.parameters(), member.q.parameters(), strict=True):
+            assert torch.equal(one, other)

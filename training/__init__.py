@@ -1,0 +1,1 @@
+"""One run's life, or that of several runs as one program."""
