@@ -6,6 +6,7 @@ python train.py --help
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from configs.errors import ConfigError
 
 if TYPE_CHECKING:
     from configs.schema import Config
-    from training.record import Run
+    from training.trainer import Trainer
 
 
 def main(argv: list[str]) -> int:
@@ -40,44 +41,52 @@ def _train(variants: list[Config], run_dir: Path | None, argv: list[str]) -> int
     # PyTorch and the environments are imported here, so that --help and a misspelt flag are answered at once.
     from common.checkpoint import CheckpointError
     from envs import EnvError
-    from training.folder import member_configs, member_dirs
+    from training.due import UnknownMetric
+    from training.folder import run_configs, run_folders
     from training.loop import train_together
-    from training.record import TrainingDiverged, UnknownMetric
     from training.summary import python_command
+    from training.trainer import TrainingDiverged
 
     where = ""
     try:
-        configs = member_configs(variants)
-        folders = member_dirs(configs, run_dir)
+        configs = run_configs(variants)
+        folders = run_folders(configs, run_dir)
         where = ", ".join(map(str, folders))
-        runs = train_together(configs, folders)
+        trainers = train_together(configs, folders)
     except (ConfigError, EnvError, CheckpointError, UnknownMetric) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except TrainingDiverged as error:
         print(f"error: training diverged: {error}; {where} keeps its last checkpoint", file=sys.stderr)
         return 1
-    if any(run.stop_requested for run in runs):
-        print(f"stopped and saved at env step {runs[0].env_step:,}; the same command resumes:")
+    clock = trainers[0].clock
+    if not clock.finished:
+        print(f"stopped and saved at env step {clock.env_step:,}; the same command resumes:")
         print(f"  {python_command()} train.py {shlex.join(argv)}")
         return 130
-    for run in runs:
-        _conclude(run, argv)
+    for trainer in trainers:
+        _conclude(trainer, argv)
     return 0
 
 
-def _conclude(run: Run, argv: list[str]) -> None:
+def _conclude(trainer: Trainer, argv: list[str]) -> None:
     """Draw the learning curve of a finished run and print what came out."""
     from envs import human_score, random_score, success_score
     from training.plots import plot_learning_curve
     from training.summary import closing_words, random_mean
 
-    config = run.config
+    config, run_dir = trainer.config, trainer.run_dir
     random, success = random_score(config.env.id), success_score(config.env.id)
     title = f"{config.algo} on {config.env.id}, reset: {config.reset.name}, seed {config.seed}"
-    plot_learning_curve(run.run_dir, title, random_mean(run.run_dir), success)
-    print(closing_words(run, argv, random, success, human_score(config.env.id)))
+    plot_learning_curve(run_dir, title, random_mean(run_dir), success)
+    print(closing_words(trainer, argv, random, success, human_score(config.env.id)))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        exit_code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output is gone; Python would complain once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        exit_code = 1
+    sys.exit(exit_code)

@@ -14,7 +14,6 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -23,7 +22,7 @@ from configs import loader
 from configs.schema import Config
 from envs.vec import Step, VecEnv
 from training import loop
-from training.record import Run
+from training.due import Clock
 
 QUIET = (
     "--reset none --eval.every 0 --eval.episodes 1 --log.metrics-every 0 --log.every 0 --num-threads 1 "
@@ -44,10 +43,10 @@ def measure(flags: str, starts: int, skipped: int, steps: int, lag: int) -> dict
     )
     config, _ = loader.load([*flags.split(), *schedule.split()])
     seconds, marks = [0.0], []
-    build, advance = loop.make_training_env, Run.advance
+    build, advance = loop.make_training_env, Clock.advance
 
-    def timed_env(config: Config) -> VecEnv:
-        env = build(config)
+    def timed_env(config: Config, num_runs: int) -> VecEnv:
+        env = build(config, num_runs)
         take = env.step
 
         def step(actions: np.ndarray) -> Step:
@@ -59,15 +58,15 @@ def measure(flags: str, starts: int, skipped: int, steps: int, lag: int) -> dict
         env.step = step
         return env
 
-    def marked(self: Run, *args: Any) -> None:
-        advance(self, *args)
+    def marked(self: Clock, transitions: int) -> None:
+        advance(self, transitions)
         if self.env_step >= starts + skipped + len(marks[:1]) * steps and len(marks) < 2:
             now = (time.perf_counter(), time.process_time(), time.thread_time(), seconds[0])
             marks.append((*now, self.env_step))
 
     patches = (
         mock.patch.object(loop, "make_training_env", timed_env),
-        mock.patch.object(Run, "advance", marked),
+        mock.patch.object(Clock, "advance", marked),
     )
     with tempfile.TemporaryDirectory() as folder, patches[0], patches[1]:
         loop.train(config, Path(folder) / "run")

@@ -44,7 +44,7 @@ def work(case: str, threads: int, env_threads: int, device: str, act_lag: int = 
     from benchmarks.timing import KernelClock, clock
     from configs import loader
     from training import loop
-    from training.record import Run
+    from training.due import Clock
 
     flags, before, during, has_env_threads = CASES[case]
     during *= 20 if device == "cuda" else 1
@@ -52,7 +52,7 @@ def work(case: str, threads: int, env_threads: int, device: str, act_lag: int = 
     busy: dict[str, float] = {}
     kernels = KernelClock() if device == "cuda" else None
 
-    class TimedRun(Run):
+    class TimedClock(Clock):
         updates = 0
 
         def take_owed(self) -> int:
@@ -60,8 +60,8 @@ def work(case: str, threads: int, env_threads: int, device: str, act_lag: int = 
             self.updates += owed
             return owed
 
-        def advance(self, num_envs: int, episodes: Sequence[object]) -> None:
-            super().advance(num_envs, episodes)
+        def advance(self, transitions: int) -> None:
+            super().advance(transitions)
             if len(marks) < 2 and self.env_step >= before + len(marks) * during:
                 clock(device)  # waits for the device
                 marks.append((self.env_step, self.updates, time.perf_counter(), time.process_time()))
@@ -74,7 +74,7 @@ def work(case: str, threads: int, env_threads: int, device: str, act_lag: int = 
     words += ["--num-threads", str(threads), "--device", device, "--act-lag", str(act_lag)]
     words += ["--env.atari.num-threads", str(env_threads)] if has_env_threads else []
     config, _ = loader.load(words)
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(loop, "Run", TimedRun):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(loop, "Clock", TimedClock):
         loop.train(config, Path(folder) / "run")
     steps, updates, wall, cpu = (last - first for first, last in zip(*marks, strict=True))
     return {

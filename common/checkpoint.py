@@ -27,15 +27,14 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written, or cannot be read; never replaced by a silent fresh start."""
 
 
-def save(folder: Path, kind: str, env_step: int, parts: Mapping[str, Any], keep: int) -> Path:
-    """Write ``parts`` (nested dicts and lists of tensors, arrays, numbers, text) and delete older ones.
+def save(folder: Path, kind: str, env_step: int, parts: Mapping[str, Any]) -> Path:
+    """Write ``parts`` (nested dicts and lists of tensors, arrays, numbers, text).
 
     Args:
         folder: where checkpoints live; created if missing.
         kind: ``step`` or ``best``.
         env_step: environment steps done.
         parts: one file each.
-        keep: newest checkpoints of this kind that stay, at least 1.
 
     Raises:
         CheckpointError: the disk is full or cannot be written; older checkpoints stay.
@@ -68,9 +67,13 @@ def save(folder: Path, kind: str, env_step: int, parts: Mapping[str, Any], keep:
     os.replace(partial, final)
     _sync(folder)
     shutil.rmtree(replaced, ignore_errors=True)
+    return final
+
+
+def prune(folder: Path, kind: str, keep: int) -> None:
+    """Delete all checkpoints of ``kind`` but the ``keep`` newest, at least one."""
     for old in find(folder, kind)[: -max(keep, 1)]:
         shutil.rmtree(old)
-    return final
 
 
 def find(folder: Path, kind: str) -> list[Path]:

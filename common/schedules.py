@@ -49,6 +49,13 @@ class Every:
         self.passed = multiples
         return True
 
+    @property
+    def next_step(self) -> float:
+        """The first step at which it will be due; infinity: never again."""
+        step = (self.passed + 1) * self.period
+        over = self.period == 0 or (self.until is not None and step > self.until)
+        return math.inf if over else step
+
     def state_dict(self) -> dict[str, int]:
         return {"passed": self.passed}
 
@@ -69,6 +76,11 @@ class At:
             return False
         self.passed = reached
         return True
+
+    @property
+    def next_step(self) -> float:
+        """The first step at which it will be due; infinity: never again."""
+        return self.steps[self.passed] if self.passed < len(self.steps) else math.inf
 
     def state_dict(self) -> dict[str, int]:
         return {"passed": self.passed}

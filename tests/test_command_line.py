@@ -106,6 +106,24 @@ def test_ctrl_c_saves_says_how_to_resume_and_the_same_command_resumes(tmp_path):
     assert again.returncode == 130
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_reader_who_is_gone_does_not_cost_the_run(number, tmp_path):
+    """As in ``train.py ... | head``, and in a terminal that was closed."""
+    argv = [*SMALL["dqn"].split(), "--total-steps", "60000", "--reset.every", "0", "--eval.every", "0",
+            "--run-dir", str(tmp_path / "run")]  # fmt: skip
+    process = subprocess.Popen(command(*argv), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    process.stderr.close()
+    log = tmp_path / "run/scalars.csv"
+    while not log.exists() or len(log.read_text().splitlines()) < 100:  # it goes on, with nobody reading
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.wait(timeout=60)
+    assert newest(tmp_path / "run")["env_step"] > 90
+
+
 def test_ctrl_c_while_modules_are_imported_is_no_traceback(tmp_path, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -6,7 +6,7 @@ import dataclasses
 import fcntl
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from common import checkpoint
 from configs import loader
@@ -37,15 +37,35 @@ def default_run_dir(config: Config) -> Path:
     return Path("runs") / (name + "-branch" if config.branch_from else name)
 
 
-def branch_source(run_dir: Path, config: Config) -> Path | None:
-    """Return the checkpoint from which a branch in ``run_dir`` begins; None if the run is no branch or has begun.
+def starting_points(run_dirs: Sequence[Path], configs: Sequence[Config]) -> list[Path | None]:
+    """Return the checkpoint from which each run of a program goes on; None for one that begins from nothing.
+
+    It is the newest step at which all runs have one: a program stopped between the saves of two of its runs has
+    older ones of both.
 
     Raises:
-        ConfigError: ``config.branch_from`` holds no checkpoint, or its run differs in more than a branch may.
+        ConfigError: the runs have no checkpoint of a common step, or ``branch_from`` cannot be followed.
     """
-    if not config.branch_from or checkpoint.find(run_dir / "checkpoints", "step"):
-        return None
-    given = Path(config.branch_from)
+    saved = [
+        {_step_of(path): path for path in checkpoint.find(run_dir / "checkpoints", "step")}
+        for run_dir in run_dirs
+    ]
+    if not any(saved):
+        return [_branch_source(config) if config.branch_from else None for config in configs]
+    common = set.intersection(*map(set, saved))
+    if not common:
+        newest = [max(steps, default=0) for steps in saved]
+        shown = ", ".join(f"{run_dir} at {step:,}" for run_dir, step in zip(run_dirs, newest, strict=True))
+        raise ConfigError(
+            f"runs trained together must stand at one env step, but there are {shown}; bring those behind to "
+            f"{max(newest):,} one by one, or delete them all"
+        )
+    return [steps[max(common)] for steps in saved]
+
+
+def _branch_source(config: Config) -> Path:
+    """Return the checkpoint that ``branch_from`` names; ConfigError if there is none or its run differs too much."""
+    given = Path(config.branch_from or "")
     saved = checkpoint.find(given / "checkpoints", "step")
     source = saved[-1] if saved else given
     if not (source.name.startswith("step_") and (source / "manifest.json").exists()):
@@ -58,12 +78,15 @@ def branch_source(run_dir: Path, config: Config) -> Path | None:
             f"branch_from {given}: a branch may differ in reset, eval, log, checkpoint and total_steps alone, "
             f"but that run has {other}"
         )
-    env_step = int(source.name.removeprefix("step_"))
-    if env_step >= config.total_steps:
+    if _step_of(source) >= config.total_steps:
         raise ConfigError(
-            f"total_steps {config.total_steps} must exceed the {env_step} env steps at which {source} was saved"
+            f"total_steps {config.total_steps} must exceed the {_step_of(source)} env steps at which {source} was saved"
         )
     return source
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
 
 
 def _differences(saved: Config, asked: Config, ignored: Collection[str]) -> str:
@@ -108,18 +131,7 @@ def claim_run_dir(run_dir: Path, config: Config) -> IO[str]:
     return lock
 
 
-def check_same_step(runs: Sequence[Any]) -> None:
-    """Raise ConfigError where ``runs`` (``training.record.Run``) of one program stand at different env steps."""
-    steps = [run.env_step for run in runs]
-    if len(set(steps)) > 1:
-        shown = ", ".join(f"{run.run_dir} at {run.env_step:,}" for run in runs)
-        raise ConfigError(
-            f"runs trained together must stand at one env step, but there are {shown}; bring those behind to "
-            f"{max(steps):,} one by one, or delete them all"
-        )
-
-
-def member_configs(variants: Sequence[Config]) -> list[Config]:
+def run_configs(variants: Sequence[Config]) -> list[Config]:
     """Return the configurations of all runs: each variant with its ``num_agents`` seeds seed, seed + 1, ...
 
     Their ``num_agents`` is the number of runs in all.
@@ -144,7 +156,7 @@ def member_configs(variants: Sequence[Config]) -> list[Config]:
     ]
 
 
-def member_dirs(configs: Sequence[Config], run_dir: Path | None) -> list[Path]:
+def run_folders(configs: Sequence[Config], run_dir: Path | None) -> list[Path]:
     """Return a folder for each run: ``run_dir`` itself for a single one, else a folder below it, or the defaults."""
     if run_dir is None:
         return [default_run_dir(config) for config in configs]

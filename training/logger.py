@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 
@@ -38,7 +39,7 @@ class Logger:
             self._tensorboard.add_scalar(key, value, env_step)
             self._csv.writerow([env_step, key, repr(float(value))])
 
-    def histograms(self, values: Mapping[str, Any], env_step: int) -> None:
+    def histograms(self, values: Mapping[str, Tensor], env_step: int) -> None:
         """Write the distributions of arrays of numbers, to TensorBoard alone."""
         for key, value in values.items():
             self._tensorboard.add_histogram(key, value, env_step)
@@ -61,6 +62,17 @@ def truncate_csv(path: Path, last_step: int) -> None:
         return
     header, *rows = path.read_text().splitlines(keepends=True)
     kept = [row for row in rows if row.endswith("\n") and int(row.split(",", 1)[0]) <= last_step]
+    _replace(path, [header, *kept])
+
+
+def truncate_jsonl(path: Path, last_step: int) -> None:
+    """Drop the lines whose ``env_step`` exceeds ``last_step``, and a last line cut off in mid-write."""
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    _replace(path, [line for line in lines if json.loads(line)["env_step"] <= last_step])
+
+
+def _replace(path: Path, lines: list[str]) -> None:
+    """Write ``lines`` in one step, so that a kill leaves the old file or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join([header, *kept]))
+    temporary.write_text("".join(lines))
     os.replace(temporary, path)

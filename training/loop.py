@@ -1,107 +1,172 @@
-"""The training loop: builds, connects, loops; no mathematics. ``train.py`` is its command line."""
+"""The training loop, from top to bottom: act, step, store, learn, and what is due. ``train.py`` is its command line."""
 
 from __future__ import annotations
 
 import contextlib
+import signal
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 
+import numpy as np
 import torch
 
-from agents import make_agent, make_replay, pick_device
-from agents.learner import Learner, make_learner
+from agents import make_agent, pick_device
+from common import checkpoint
 from common.memory import keep_freed_memory
-from common.seeding import stream_seed, torch_generator
+from common.seeding import stream_seed
 from configs.schema import Config
-from envs import make_evaluation_env, make_training_env
-from fire.resets.registry import make_reset
-from fire.triggers import Trigger
-from training.evaluation import RandomPolicy
-from training.folder import branch_source, check_same_step, claim_run_dir
+from envs import make_evaluation_env
+from training._adapter import L as Learner
+from training._adapter import Stack, make_learner, make_replay, make_training_env
+from training.due import Clock
+from training.folder import claim_run_dir, starting_points
 from training.profiling import StepProfiler
-from training.record import Run
-from training.trainer import Member, evaluation, reset
+from training.trainer import Trainer, TrainingDiverged
 
 
-def train(config: Config, run_dir: Path) -> Run:
+def train(config: Config, run_dir: Path) -> Trainer:
     """Run ``config`` in ``run_dir``, from its newest checkpoint if it holds one."""
     return train_together([config], [run_dir])[0]
 
 
-def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[Run]:
-    """Train one run, or several that differ in seed or reset as one batched program; each has its own folder.
+def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[Trainer]:
+    """Train K runs that differ in seed or reset as one program; each has its own folder and equals its single run.
+
+    One call acts for all of them, one steps all environments, one stores, one learns. What belongs to a single run
+    (due dates, resets, metrics, evaluations, logs, checkpoints) happens on its views, in its ``Trainer``.
 
     Raises:
-        ConfigError: options that a batched program cannot follow, or runs saved at different steps.
+        ConfigError: options that a program cannot follow, or runs saved at different steps.
+        TrainingDiverged: NaN or infinity in an action, a loss or a weight.
     """
-    if configs[0].num_threads:
-        torch.set_num_threads(configs[0].num_threads)
+    config = configs[0]  # what the loop reads is the same in all
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
     keep_freed_memory()
-    with contextlib.ExitStack() as stack:
-        to_come = range(len(configs) - 1, -1, -1)
-        members = [_begin(*each, stack) for each in zip(configs, run_dirs, to_come, strict=True)]
-        learner = _learner(members)
-
-        def learn() -> int:
-            owed, *_ = [member.run.take_owed() for member in members]
-            # A strategy that acts after every update waits for each; otherwise the block is made at once.
-            tracked = any(member.run.tracker is not None for member in members)
-            for count in [1] * owed if tracked else [owed] * (owed > 0):
-                for member, batch, losses in zip(members, *learner.learn(count), strict=True):
-                    member.learned(batch, losses)
-            return owed
-
-        worker = stack.enter_context(ThreadPoolExecutor(1)) if configs[0].act_lag else None
+    with contextlib.ExitStack() as cleanup:
+        # Build
+        device = pick_device(config.device)
+        env = cleanup.enter_context(contextlib.closing(make_training_env(config, len(configs))))
+        spaces = env.observation_space, env.action_space
+        agents = [make_agent(each, *spaces, env.max_episode_steps, device) for each in configs]
+        replay = make_replay(config, *spaces, agents[0].gamma, device, len(configs))
+        clock = Clock(config)
+        sources = starting_points(run_dirs, configs)
+        trainers = []
+        for index, (each, run_dir) in enumerate(zip(configs, run_dirs, strict=True)):
+            eval_env = cleanup.enter_context(
+                contextlib.closing(make_evaluation_env(each, each.eval.num_envs))
+            )
+            cleanup.enter_context(contextlib.closing(claim_run_dir(run_dir, each)))
+            own = (agents[index], replay.run(index), env, eval_env, clock, sources[index])
+            trainers.append(Trainer(each, run_dir, index, *own))
+            cleanup.callback(trainers[-1].record.close)
+        interrupt = cleanup.enter_context(Interrupt())
+        saved = [checkpoint.load(source, ["env"])["env"] for source in sources if source is not None]
+        seeds = [stream_seed(each.seed, "train_env") for each in configs]
+        obs = env.load_state_dict(saved) if saved else env.reset(seeds)
+        for trainer in trainers:
+            trainer.start()
+        stack = Stack(agents)
+        learner = make_learner(stack, replay, [trainer.minibatches for trainer in trainers], config)
+        worker = cleanup.enter_context(ThreadPoolExecutor(1)) if config.act_lag else None
         profiler = None
-        if configs[0].profile:
-            profiler = stack.enter_context(contextlib.closing(StepProfiler(run_dirs[0], members[0].run.say)))
-        while all(member.run.going for member in members):
-            for member in members:
-                member.start_step(worker)
-            updates = learn() if worker else 0
-            for member in members:
-                member.finish_step()
-            if not worker or members[0].run.finished:
-                updates += learn()
-            for member in members:
-                member.attend()
+        if config.profile:
+            profiler = StepProfiler(run_dirs[0], trainers[0].record.say)
+            cleanup.enter_context(contextlib.closing(profiler))
+        bars = [trainer.record.progress for trainer in trainers if trainer.record.progress.has_bar]
+
+        while clock.env_step < config.total_steps and not interrupt.requested:
+            # Act
+            stack.observe(obs)
+            action = env.random_action() if clock.warming_up else stack.act(obs, clock.env_step)
+            if not np.isfinite(action).all():
+                raise TrainingDiverged(f"the policy's action is not finite at env step {clock.env_step:,}")
+
+            # Step; with act_lag the environments step beside the updates that the last step brought due
+            updates = 0
+            if worker is None:
+                step = env.step(action)
+            else:
+                stepping = worker.submit(env.step, action)
+                updates = _learn(learner, clock, trainers)
+                step = stepping.result()
+
+            # Store
+            replay.add(obs, action, step.reward, step.terminated, step.truncated, step.next_obs)
+            obs = step.obs
+            clock.advance(env.num_envs)
+            for episode in step.episodes:
+                trainers[episode.env_index // env.num_envs].record.episode(episode)
+
+            # Learn
+            if worker is None or clock.finished:
+                updates += _learn(learner, clock, trainers)
+
+            # What is due
+            due = [trainer for trainer in trainers if clock.env_step >= trainer.due.next_step]
+            for trainer in due:
+                trainer.do_what_is_due()
+            for trainer in due:  # only now: what all have saved can be resumed, whatever happens here
+                trainer.prune()
+
+            for bar in bars:
+                bar.advance(env.num_envs)
             if profiler is not None:
                 profiler.step(updates)
-        for member in members:
-            member.save()
-    return [member.run for member in members]
+
+        for trainer in trainers:
+            trainer.save()
+        for trainer in trainers:
+            trainer.prune()
+    return trainers
 
 
-def _begin(config: Config, run_dir: Path, to_come: int, stack: contextlib.ExitStack) -> Member:
-    """Build a run's parts and restore its newest checkpoint; ``stack`` closes them; ``to_come`` runs will follow."""
-    device = pick_device(config.device)
-    env = stack.enter_context(contextlib.closing(make_training_env(config)))
-    eval_env = stack.enter_context(contextlib.closing(make_evaluation_env(config, config.eval.num_envs)))
-    agent = make_agent(config, env.observation_space, env.action_space, env.max_episode_steps, device)
-    replay = make_replay(config, env.observation_space, env.action_space, agent.gamma, device, to_come)
-    sampling = torch_generator(config.seed, "replay")
-    tracker = make_reset(config.reset.strategy, config.strategy).tracker()
-    branch = branch_source(run_dir, config)
-
-    stack.enter_context(contextlib.closing(claim_run_dir(run_dir, config)))
-    run = stack.enter_context(contextlib.closing(Run(config, run_dir, Trigger(config.trigger), tracker)))
-    obs = run.start(agent, replay, env, sampling, branch)
-    run.say_what_lies_ahead(device, replay.nbytes)
-    if obs is None:
-        obs = env.reset(stream_seed(config.seed, "train_env"))
-        evaluation(run, RandomPolicy(eval_env), eval_env, "random_policy")
-    if branch and (reason := run.reset_due()):
-        reset(run, agent, replay, eval_env, reason)
-    return Member(run, agent, replay, env, eval_env, sampling, obs)
+def _learn(learner: Learner, clock: Clock, trainers: Sequence[Trainer]) -> int:
+    """Make the updates owed, all at once unless a strategy acts after every one; return their number."""
+    owed = clock.take_owed()
+    if not owed:
+        return 0
+    watched = [trainer for trainer in trainers if trainer.tracker is not None]
+    for count in [1] * owed if watched else [owed]:
+        batches, losses = learner.learn(count)
+        for trainer in trainers:
+            trainer.losses = losses
+        for trainer in watched:
+            trainer.recycle_units(batches[trainer.index])
+    return owed
 
 
-def _learner(members: Sequence[Member]) -> Learner:
-    """What makes the updates of all members."""
-    check_same_step([member.run for member in members])
-    return make_learner(
-        [member.agent for member in members],
-        [member.replay for member in members],
-        [member.sampling for member in members],
-        members[0].run.config,
-    )
+class Interrupt:
+    """Interrupt: Ctrl-C, SIGTERM (a cluster's way to ask) and SIGHUP (a closed terminal) stop training after a step.
+
+    A second Ctrl-C does not wait for the step to end.
+
+    Attributes:
+        requested: whether any has come.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> Interrupt:
+        self._handlers = {
+            s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        }
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+        with contextlib.suppress(
+            OSError
+        ):  # whoever read the output may be gone; the run is saved all the same
+            print("\nstopping after this step (Ctrl-C again: at once, without saving)", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 
@@ -40,6 +41,11 @@ class Progress:
         """Seconds since this session began."""
         return time.perf_counter() - self._start
 
+    @property
+    def has_bar(self) -> bool:
+        """Whether there is a bar to ``advance``: on a terminal."""
+        return self._bar is not None
+
     def advance(self, steps: int) -> None:
         """Move the bar."""
         if self._bar is not None:
@@ -69,19 +75,25 @@ class Progress:
         rate = (env_step - self._first_step) / max(self.seconds, 1e-9)
         left = tqdm.format_interval((self._total - env_step) / rate) if rate else "?"
         share = 100.0 * env_step / self._total
-        print(
+        _print(
             f"{self._label}step {env_step:>9,}/{self._total:,} ({share:3.0f} %)  return {shown['return']:>8}  "
-            f"eval {shown['eval']:>8}  {rate:7.1f} steps/s  left {left}",
-            flush=True,
+            f"eval {shown['eval']:>8}  {rate:7.1f} steps/s  left {left}"
         )
 
     def say(self, message: str) -> None:
         """Print a line above the bar."""
-        if self._bar is not None:
-            tqdm.write(self._label + message)
+        if self._bar is None:
+            _print(self._label + message)
         else:
-            print(self._label + message, flush=True)
+            with contextlib.suppress(OSError):
+                tqdm.write(self._label + message)
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _print(line: str) -> None:
+    """Print a line; a reader who is gone (``| head``, a closed terminal) must not end the run."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)

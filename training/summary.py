@@ -10,7 +10,10 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from training.trainer import Trainer
 
 
 def reset_line(env_step: int, index: int, record: Mapping[str, Any]) -> str:
@@ -24,24 +27,24 @@ def reset_line(env_step: int, index: int, record: Mapping[str, Any]) -> str:
 
 
 def closing_words(
-    run: Any,
+    trainer: Trainer,
     argv: Sequence[str],
     published_random: float | None,
     success_score: float | None,
     human_score: float | None = None,
 ) -> str:
     """Return what a finished run did, its score beside the random policy's, and what to type next."""
-    config, run_dir = run.config, run.run_dir
+    config, run_dir, env_step = trainer.config, trainer.run_dir, trainer.clock.env_step
     with (run_dir / "evaluations.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     random = next(row for row in rows if row["when"] == "random_policy")
     last = rows[-1]
     resets = [json.loads(line) for line in (run_dir / "resets.jsonl").read_text().splitlines()]
 
-    frames = run.env_step * config.env.action_repeat
+    frames = env_step * config.env.action_repeat
     words = [
-        f"Done: {config.algo.upper()} on {config.env.id}, {run.env_step:,} env steps ({frames:,} frames) "
-        f"in {run.seconds / 60:.1f} minutes.",
+        f"Done: {config.algo.upper()} on {config.env.id}, {env_step:,} env steps ({frames:,} frames) "
+        f"in {trainer.record.seconds / 60:.1f} minutes.",
     ]
     if resets:
         # A branch's history may hold resets of another name.
@@ -52,7 +55,7 @@ def closing_words(
         words.append(
             f"{len(resets)} {names} reset{plural}, at env step{plural} {times}; {cost:.2f} s in all."
         )
-    elif run.tracker is not None:
+    elif trainer.tracker is not None:
         words.append(
             f"{config.reset.name} acted after every update; reset/<network>/recycled_units counts its resets."
         )

@@ -1,163 +1,321 @@
-"""One run's parts: what it does before and after the gradient updates of a step."""
+"""``Trainer``: one run, its parts and their saved state; it measures, resets, evaluates, saves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Executor
-from dataclasses import dataclass
-from functools import partial
+import collections
+import math
+from collections.abc import Mapping
+from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from agents import Agent, Batch, Replay
+from common import checkpoint
 from common.seeding import stream_seed, torch_generator
-from envs import human_normalized_score, success_score
-from envs.vec import Step, VecEnv
+from configs.schema import Config
+from envs.vec import VecEnv
 from fire.metrics.cheap import measure
 from fire.metrics.costly import diagnose, spectra
 from fire.network.slot import NetworkSlot
 from fire.resets.registry import make_reset, reset_networks
+from training.due import Clock, Due
 from training.evaluation import Evaluation, RandomPolicy, evaluate
-from training.record import Run
-from training.summary import reset_line
+from training.record import Record
 
 
-@dataclass
-class Member:
-    """Run, agent, replay, environments and minibatch generator of one run; ``obs`` is what to act on next."""
-
-    run: Run
-    agent: Agent
-    replay: Replay
-    env: VecEnv
-    eval_env: VecEnv
-    sampling: torch.Generator
-    obs: np.ndarray
-
-    def start_step(self, worker: Executor | None) -> None:
-        """Choose actions for every environment; with a ``worker`` the environments begin to step in its thread."""
-        run = self.run
-        self.agent.observe(self.obs)
-        self._action = self.env.random_action() if run.warming_up else self.agent.act(self.obs, run.env_step)
-        run.check_action(self._action)
-        self._wait: Callable[[], Step] = partial(self.env.step, self._action)
-        if worker is not None:
-            self._wait = worker.submit(self._wait).result
-
-    def finish_step(self) -> None:
-        """Take the step or wait for the worker's, whose errors are raised here, and store its transitions."""
-        step = self._wait()
-        self.replay.add(self.obs, self._action, step.reward, step.terminated, step.truncated, step.next_obs)
-        self.obs = step.obs
-        self.run.advance(self.env.num_envs, step.episodes)
-
-    def learned(self, batch: Batch, losses: dict[str, Tensor]) -> None:
-        """Keep the losses of the newest update, and let a reset strategy that acts after every update act."""
-        run = self.run
-        run.log_losses(losses)
-        if run.tracker is not None:
-            inputs = reset_inputs(run, self.agent, batch, 1, self.agent.update_step)
-            run.log_recycled(run.tracker.after_update(*inputs))
-
-    def attend(self) -> None:
-        """Log, measure, reset, evaluate and save what is due."""
-        run, agent, replay = self.run, self.agent, self.replay
-        run.log_if_due(agent, replay)
-        if run.metrics_due():
-            run.log_plasticity(plasticity(run, agent, replay))
-        if reason := run.reset_due():
-            reset(run, agent, replay, self.eval_env, reason)
-        if run.evaluation_due():
-            evaluation(run, agent, self.eval_env, "periodic")
-        run.save_if_due(agent, replay, self.env, self.sampling)
-
-    def save(self) -> None:
-        self.run.save(self.agent, self.replay, self.env, self.sampling)
+class TrainingDiverged(RuntimeError):
+    """A loss, a weight or an action became NaN or infinite."""
 
 
-def evaluation(run: Run, policy: Agent | RandomPolicy, eval_env: VecEnv, when: str) -> Evaluation:
-    """Evaluate at the present step; the best agent so far is kept.
+class Trainer:
+    """Trainer: everything of one run but the loop, which steps all runs of a program together.
 
-    The random policy plays ``eval.episodes`` even where ``eval.steps`` sets the length of evaluations, which may be
-    hundreds of its games; never more than ``eval.steps``.
+    Args:
+        config: of the run.
+        run_dir: its folder, claimed.
+        index: its place among the runs of the program.
+        agent, replay: its own, or its views of what all runs share.
+        env: the environments of all runs.
+        eval_env: its own.
+        clock: of the program.
+        source: checkpoint that it goes on from, its own or another run's; None: it begins from nothing.
     """
-    if when != "random_policy":
-        run.check_finite(policy)
-    seed = stream_seed(run.config.seed, "eval_env", run.env_step)
-    options = run.config.eval
-    result = evaluate(
-        policy,
-        eval_env,
-        None if options.steps and when != "random_policy" else options.episodes,
-        seed,
-        steps=options.steps,
-        unfinished=options.unfinished,
-        epsilon=options.epsilon,
-    )
-    normalized = human_normalized_score(eval_env.env_id, result.mean)
-    if run.record_evaluation(result, when, success_score(eval_env.env_id), normalized):
-        run.save_best(policy)
-    return result
 
+    def __init__(
+        self,
+        config: Config,
+        run_dir: Path,
+        index: int,
+        agent: Agent,
+        replay: Replay,
+        env: VecEnv,
+        eval_env: VecEnv,
+        clock: Clock,
+        source: Path | None,
+    ) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self.index = index
+        self.agent = agent
+        self.replay = replay
+        self.env = env
+        self.eval_env = eval_env
+        self.clock = clock
+        self.strategy = make_reset(config.reset.strategy, config.strategy)
+        self.tracker = self.strategy.tracker()
+        # A strategy that acts after every update, or never, has no reset points.
+        self.due = Due(config, clock, config.reset.strategy != "none" and self.tracker is None)
+        self.minibatches = torch_generator(config.seed, "replay")
+        self.losses: Mapping[
+            str, Tensor
+        ] = {}  # of the newest update, (K,) each: one for every run of the program
+        self.best_return = -math.inf
+        self._recycled: collections.Counter[str] = (
+            collections.Counter()
+        )  # units by network, since the last log
+        self._measured: tuple[int, Mapping[str, float]] = (-1, {})  # env step and newest plasticity metrics
+        self._saved_at = -1
+        self._source = source
+        if source is None:
+            self.record = Record(config, run_dir, None, 0)
+        else:
+            self._restore(source)
 
-def plasticity(run: Run, agent: Agent, replay: Replay) -> dict[str, float]:
-    """Measure the plasticity metrics on a probe batch that depends on the run's seed and the present step alone."""
-    run.check_finite(agent)
-    slots, batch, options = agent.networks(), probe(run, replay), run.config.log
-    metrics = measure(slots, batch, dormancy_threshold=options.dormancy_threshold)
-    if options.expensive_metrics:
-        metrics |= diagnose(slots, batch, torch_generator(run.config.seed, "metrics", run.env_step, 1))
-    if options.histograms:
-        run.log_histograms(spectra(slots))
-    return metrics
+    def _restore(self, source: Path) -> None:
+        """Go on from the run's own checkpoint bit for bit, or begin at another run's.
 
+        A branch shares that run's history up to there; its resets, triggers, trackers and best score start anew.
+        """
+        state = checkpoint.load(source, ["agent", "replay", "run"])
+        run = state["run"]
+        self.agent.load_state_dict(state["agent"])
+        self.replay.load_state_dict(state["replay"])
+        self.minibatches.set_state(run["replay_generator"])
+        self.clock.load_state_dict(run["clock"])
+        self.losses = {name: torch.full((self.index + 1,), value) for name, value in run["losses"].items()}
+        step = self.clock.env_step
+        branch_of = None if self._is_own(source) else source.resolve().parents[1]
+        if branch_of is None:
+            self.best_return = run["best_return"]
+            self._recycled.update(run["recycled"])
+            if self.tracker is not None:
+                self.tracker.load_state_dict(run["tracker"], self.replay.device)
+            self.due.load_state_dict(run["due"])
+            self._saved_at = step
+        else:
+            self.due.begin_branch()
+        for kind in ("best", "step"):  # where the run will come again
+            checkpoint.discard_after(self.checkpoint_dir, kind, step)
+        self.record = Record(self.config, self.run_dir, step, self.agent.update_step, branch_of)
+        self.record.load_state_dict(run["record"])
 
-def probe(run: Run, replay: Replay, count: int = 1) -> Batch:
-    """Replayed transitions for metrics and resets, ``count`` minibatches drawn from a stream of their own."""
-    generator = torch_generator(run.config.seed, "metrics", run.env_step)
-    return replay.sample(count * run.config.log.probe_size, generator)
+    def _is_own(self, source: Path) -> bool:
+        return source.parent == self.checkpoint_dir
 
+    def start(self) -> None:
+        """Say where the run stands and do what comes before its first step.
 
-def reset(run: Run, agent: Agent, replay: Replay, eval_env: VecEnv, reason: str) -> None:
-    """Reset the networks that the configuration names, with metrics and episodes right before and after."""
+        That is the random policy's score, or the reset at the very step at which a branch begins.
+        """
+        self.record.say(
+            f"run folder {self.run_dir}, from env step {self.clock.env_step:,} of {self.config.total_steps:,}, "
+            f"on {self.replay.device}, replay {self.replay.nbytes / 1e6:,.0f} MB"
+        )
+        scheduled = self.config.reset.strategy != "none" and self.tracker is None
+        if scheduled and not self.due.resets_possible:
+            self.record.say(
+                "warning: no reset will happen: neither reset.every nor reset.at falls before total_steps"
+            )
+        if self._source is None:
+            self.evaluate("random_policy")
+        elif not self._is_own(self._source) and (reason := self.due.reset()):
+            self.reset(reason)
+            self.due.look_ahead()
 
-    def look(when: str) -> dict[str, float]:
-        seen = dict(run.plasticity_now() or {}) if when == "before_reset" else {}
-        if not seen:
-            seen = plasticity(run, agent, replay)
-            run.log(seen)
-        if run.config.eval.around_resets:
-            seen["mean_return"] = evaluation(run, agent, eval_env, when).mean
+    @property
+    def checkpoint_dir(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+    # What is due between two steps
+
+    def recycle_units(self, batch: Batch) -> None:
+        """Let a strategy that acts after every update act; ``batch`` is that of the update."""
+        if self.tracker is not None:
+            slots, generator = (
+                self._slots(),
+                torch_generator(self.config.seed, "reset", 1, self.agent.update_step),
+            )
+            self._recycled.update(self.tracker.after_update(slots, batch, generator))
+
+    def do_what_is_due(self) -> None:
+        """Log, measure, reset, evaluate and save what is due at this step."""
+        due = self.due
+        if due.log():
+            self.log()
+        if due.metrics():
+            due.take_metrics(self.measure())
+        if reason := due.reset():
+            self.reset(reason)
+        if due.evaluation():
+            self.evaluate("periodic")
+        if due.checkpoint():
+            self.save()
+        due.look_ahead()
+
+    def log(self) -> None:
+        """Write rollout, train and time scalars; see ``check_finite`` for errors."""
+        self.check_finite()
+        step = self.clock.env_step
+        values = {"rollout/replay_size": float(len(self.replay))}
+        if (epsilon := self.agent.epsilon(step)) is not None:
+            values["rollout/exploration_rate"] = epsilon
+        if self.tracker is not None:
+            values |= {f"reset/{name}/recycled_units": float(n) for name, n in self._recycled.items()}
+            self._recycled.clear()
+        if self.losses:
+            values |= {f"train/{name}": value for name, value in self._newest_losses().items()}
+            values["train/n_updates"] = self.agent.update_step
+        self.record.interval(values, step, self.agent.update_step)
+
+    def measure(self) -> dict[str, float]:
+        """Measure and log plasticity, on a probe batch that depends on the run's seed and the present step alone."""
+        self.check_finite()
+        step, options = self.clock.env_step, self.config.log
+        slots, batch = self.agent.networks(), self._probe_batch(1)
+        metrics = measure(slots, batch, dormancy_threshold=options.dormancy_threshold)
+        if options.expensive_metrics:
+            metrics |= diagnose(slots, batch, torch_generator(self.config.seed, "metrics", step, 1))
+        if options.histograms:
+            self.record.histograms(spectra(slots), step)
+        self.record.scalars(metrics, step)
+        self._measured = (step, metrics)
+        return metrics
+
+    def reset(self, reason: str) -> None:
+        """Reset the networks that the configuration names, with metrics and episodes right before and after."""
+        config, step = self.config, self.clock.env_step
+        before = self._look("before_reset")
+        batch = self._probe_batch(self.strategy.num_probes)
+        generator = torch_generator(config.seed, "reset", 0, self.due.num_resets)
+        report = reset_networks(self._slots(), self.strategy, batch, generator).scalars()
+        if config.reset.temperature == "reset":
+            self.agent.reset_temperature()
+        if config.reset.normalizer == "reset":
+            self.agent.reset_normalizer()
+        self._measured = (-1, {})
+        self.record.scalars(report, step)
+        after = self._look("after_reset")
+        self.due.note_reset()
+        seen = {
+            "reset": config.reset.name,
+            "reason": reason,
+            "report": report,
+            "before": before,
+            "after": after,
+        }
+        self.record.reset(seen, step, self.due.num_resets)
+
+    def _look(self, when: str) -> dict[str, float]:
+        """What a reset is judged by: the plasticity metrics of this step and, unless switched off, the return."""
+        step, metrics = self._measured
+        seen = dict(metrics if step == self.clock.env_step else self.measure())
+        if self.config.eval.around_resets:
+            seen["mean_return"] = self.evaluate(when).mean
         return seen
 
-    before = look("before_reset")
-    strategy = make_reset(run.config.reset.strategy, run.config.strategy)
-    batch = probe(run, replay, strategy.num_probes)
-    slots, batch, generator = reset_inputs(run, agent, batch, 0, run.num_resets)
-    report = reset_networks(slots, strategy, batch, generator).scalars()
-    if run.config.reset.temperature == "reset":
-        agent.reset_temperature()
-    if run.config.reset.normalizer == "reset":
-        agent.reset_normalizer()
-    run.log(report)
-    after = look("after_reset")
-    record = {
-        "reset": run.config.reset.name,
-        "reason": reason,
-        "report": report,
-        "before": before,
-        "after": after,
-    }
-    run.record_reset(record)
-    run.say(reset_line(run.env_step, run.num_resets, record))
+    def evaluate(self, when: str) -> Evaluation:
+        """Play greedy episodes, or random ones for ``random_policy``; the best agent so far is kept.
 
+        The random policy plays ``eval.episodes`` even where ``eval.steps`` sets the length of evaluations, which may
+        be hundreds of its games; never more than ``eval.steps``.
+        """
+        options, step = self.config.eval, self.clock.env_step
+        is_random = when == "random_policy"
+        if not is_random:
+            self.check_finite()
+        result = evaluate(
+            RandomPolicy(self.eval_env) if is_random else self.agent,
+            self.eval_env,
+            None if options.steps and not is_random else options.episodes,
+            stream_seed(self.config.seed, "eval_env", step),
+            steps=options.steps,
+            unfinished=options.unfinished,
+            epsilon=options.epsilon,
+        )
+        self.record.evaluation(result, when, step)
+        if not is_random:
+            self.due.note_evaluation()
+            if result.mean > self.best_return:
+                self.best_return = result.mean
+                checkpoint.save(self.checkpoint_dir, "best", step, {"agent": self.agent.state_dict()})
+                checkpoint.prune(self.checkpoint_dir, "best", keep=1)
+        return result
 
-def reset_inputs(
-    run: Run, agent: Agent, batch: Batch, *path: int
-) -> tuple[dict[str, NetworkSlot], Batch, torch.Generator]:
-    """Return the slots to reset, the batch, and a generator of its own for this reset (sub-stream ``path``)."""
-    names = run.config.reset.networks or agent.networks().keys()
-    slots = {name: slot for name, slot in agent.networks().items() if name in names}
-    return slots, batch, torch_generator(run.config.seed, "reset", *path)
+    def save(self) -> None:
+        """Write a checkpoint from which the run goes on bit for bit, unless this step has one already.
+
+        Older ones stay until ``prune``, for runs of one program must find a step that all have saved.
+        """
+        if self._saved_at == self.clock.env_step:
+            return
+        self.check_finite()
+        self._saved_at = self.clock.env_step
+        parts = {
+            "agent": self.agent.state_dict(),
+            "replay": self.replay.state_dict(),
+            "env": self.env.state_dict(self.index),
+            "run": {
+                "clock": self.clock.state_dict(),
+                "due": self.due.state_dict(),
+                "record": self.record.state_dict(),
+                "best_return": self.best_return,
+                "losses": self._newest_losses(),
+                "recycled": dict(self._recycled),
+                "tracker": None if self.tracker is None else self.tracker.state_dict(),
+                "replay_generator": self.minibatches.get_state(),
+            },
+        }
+        self.record.flush()
+        checkpoint.save(self.checkpoint_dir, "step", self.clock.env_step, parts)
+
+    def prune(self) -> None:
+        """Delete the checkpoints beyond the number that is kept."""
+        checkpoint.prune(self.checkpoint_dir, "step", self.config.checkpoint.keep)
+
+    def check_finite(self) -> None:
+        """Stop before broken weights are evaluated, reset or saved.
+
+        Raises:
+            TrainingDiverged: a loss or a weight is not finite; the newest checkpoint stays as it is.
+        """
+        where = f"at env step {self.clock.env_step:,}"
+        for name, value in self._newest_losses().items():
+            if not math.isfinite(value):
+                raise TrainingDiverged(f"train/{name} is {value} {where}")
+        parameters = {
+            f"{network}/{name}": parameter
+            for network, slot in self.agent.networks().items()
+            for name, parameter in slot.module.named_parameters()
+        }
+        # Asked once for all of them: every answer is a wait for the device.
+        finite = torch.stack([parameter.isfinite().all() for parameter in parameters.values()])
+        if not finite.all():
+            bad = next(name for name, good in zip(parameters, finite.tolist(), strict=True) if not good)
+            raise TrainingDiverged(f"{bad} is not finite {where}")
+
+    def _newest_losses(self) -> dict[str, float]:
+        if not self.losses:
+            return {}
+        values = torch.stack([value[self.index] for value in self.losses.values()])
+        return dict(zip(self.losses, values.tolist(), strict=True))
+
+    def _probe_batch(self, count: int) -> Batch:
+        """Replayed transitions for metrics and resets, ``count`` minibatches drawn from a stream of their own."""
+        generator = torch_generator(self.config.seed, "metrics", self.clock.env_step)
+        return self.replay.sample(count * self.config.log.probe_size, generator)
+
+    def _slots(self) -> dict[str, NetworkSlot]:
+        """The networks that resets may touch."""
+        slots = self.agent.networks()
+        return {name: slots[name] for name in self.config.reset.networks or slots}

@@ -21,7 +21,7 @@ STATE = {
 
 
 def test_round_trip_keeps_values_and_types(tmp_path):
-    path = checkpoint.save(tmp_path, "step", 7, {"a": STATE}, keep=2)
+    path = checkpoint.save(tmp_path, "step", 7, {"a": STATE})
     loaded = checkpoint.load(path, ["a"])
     assert loaded["env_step"] == 7
     a = loaded["a"]
@@ -33,22 +33,23 @@ def test_round_trip_keeps_values_and_types(tmp_path):
 
 
 def test_keeps_the_newest_of_each_kind(tmp_path):
-    checkpoint.save(tmp_path, "best", 1, {"a": {}}, keep=1)
+    checkpoint.save(tmp_path, "best", 1, {"a": {}})
     for step in (5, 40, 300):
-        checkpoint.save(tmp_path, "step", step, {"a": {}}, keep=2)
+        checkpoint.save(tmp_path, "step", step, {"a": {}})
+    checkpoint.prune(tmp_path, "step", keep=2)
     assert [p.name for p in checkpoint.find(tmp_path, "step")] == ["step_000000000040", "step_000000000300"]
     assert len(checkpoint.find(tmp_path, "best")) == 1
 
 
 def test_a_second_save_at_the_same_step_replaces_the_first(tmp_path):
-    checkpoint.save(tmp_path, "best", 1, {"a": {"x": 1}}, keep=1)
-    path = checkpoint.save(tmp_path, "best", 1, {"a": {"x": 2}}, keep=1)
+    checkpoint.save(tmp_path, "best", 1, {"a": {"x": 1}})
+    path = checkpoint.save(tmp_path, "best", 1, {"a": {"x": 2}})
     assert checkpoint.load(path, ["a"])["a"] == {"x": 2}
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_crash_between_the_two_renames_of_a_replacement_keeps_the_old_one(tmp_path, monkeypatch):
-    checkpoint.save(tmp_path, "best", 1, {"a": {"x": 1}}, keep=1)
+    checkpoint.save(tmp_path, "best", 1, {"a": {"x": 1}})
     rename, calls = os.replace, []
 
     def crash(source, destination):
@@ -60,20 +61,21 @@ def test_a_crash_between_the_two_renames_of_a_replacement_keeps_the_old_one(tmp_
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", crash)
         with pytest.raises(OSError, match="killed here"):
-            checkpoint.save(tmp_path, "best", 1, {"a": {"x": 2}}, keep=1)
+            checkpoint.save(tmp_path, "best", 1, {"a": {"x": 2}})
     (survivor,) = checkpoint.find(tmp_path, "best")
     assert checkpoint.load(survivor, ["a"])["a"] == {"x": 1}
 
 
 def test_discard_after_drops_only_later_ones(tmp_path):
     for step in (5, 40, 300):
-        checkpoint.save(tmp_path, "best", step, {"a": {}}, keep=3)
+        checkpoint.save(tmp_path, "best", step, {"a": {}})
     checkpoint.discard_after(tmp_path, "best", 40)
+    checkpoint.prune(tmp_path, "best", keep=3)
     assert [int(p.name[-12:]) for p in checkpoint.find(tmp_path, "best")] == [5, 40]
 
 
 def test_a_crash_before_the_rename_keeps_the_old_checkpoint(tmp_path, monkeypatch):
-    checkpoint.save(tmp_path, "step", 1, {"a": {"x": 1}}, keep=1)
+    checkpoint.save(tmp_path, "step", 1, {"a": {"x": 1}})
 
     def crash(*_):
         raise OSError("killed here")
@@ -81,15 +83,16 @@ def test_a_crash_before_the_rename_keeps_the_old_checkpoint(tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", crash)
         with pytest.raises(OSError, match="killed here"):
-            checkpoint.save(tmp_path, "step", 2, {"a": {"x": 2}}, keep=1)
+            checkpoint.save(tmp_path, "step", 2, {"a": {"x": 2}})
     (survivor,) = checkpoint.find(tmp_path, "step")
     assert checkpoint.load(survivor, ["a"])["a"] == {"x": 1}
-    checkpoint.save(tmp_path, "step", 3, {"a": {"x": 3}}, keep=1)
+    checkpoint.save(tmp_path, "step", 3, {"a": {"x": 3}})
+    checkpoint.prune(tmp_path, "step", keep=1)
     assert [p.name for p in tmp_path.iterdir()] == ["step_000000000003"]
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_old_checkpoint(tmp_path, monkeypatch):
-    checkpoint.save(tmp_path, "step", 1, {"a": {"x": 1}}, keep=1)
+    checkpoint.save(tmp_path, "step", 1, {"a": {"x": 1}})
 
     def full(_part, path):
         path.write_bytes(b"half")
@@ -99,13 +102,13 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_checkpoint(tmp_path, monkeypa
     with pytest.raises(
         CheckpointError, match=r"cannot write checkpoint .*MB were free: unexpected pos"
     ) as caught:
-        checkpoint.save(tmp_path, "step", 2, {"a": {"x": 2}}, keep=1)
+        checkpoint.save(tmp_path, "step", 2, {"a": {"x": 2}})
     assert "\n" not in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["step_000000000001"]
 
 
 def test_damage_is_an_error_that_names_the_file(tmp_path):
-    path = checkpoint.save(tmp_path, "step", 1, {"a": STATE}, keep=1)
+    path = checkpoint.save(tmp_path, "step", 1, {"a": STATE})
     content = bytearray((path / "a.pt").read_bytes())
     content[len(content) // 2] ^= 0xFF
     (path / "a.pt").write_bytes(content)
@@ -119,7 +122,7 @@ def test_damage_is_an_error_that_names_the_file(tmp_path):
 
 
 def test_another_format_version_is_refused(tmp_path):
-    path = checkpoint.save(tmp_path, "step", 1, {"a": {}}, keep=1)
+    path = checkpoint.save(tmp_path, "step", 1, {"a": {}})
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**manifest, "format_version": 999}))
     with pytest.raises(CheckpointError, match="999"):
@@ -127,6 +130,6 @@ def test_another_format_version_is_refused(tmp_path):
 
 
 def test_objects_that_need_pickled_code_do_not_load(tmp_path):
-    path = checkpoint.save(tmp_path, "step", 1, {"a": {"x": PurePosixPath("a")}}, keep=1)
+    path = checkpoint.save(tmp_path, "step", 1, {"a": {"x": PurePosixPath("a")}})
     with pytest.raises(CheckpointError, match="cannot be read"):
         checkpoint.load(path, ["a"])

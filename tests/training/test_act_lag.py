@@ -18,7 +18,8 @@ from tests.training.test_train import (
     table,
 )
 from training import loop
-from training.folder import member_configs, member_dirs
+from training.due import Clock
+from training.folder import run_configs, run_folders
 
 # An H1 takes seconds to build; the thread's test on it is marked slow.
 ARGS = {**SMALL, "sac": SMALL["sac"].replace("h1-walk", "Pendulum-v1"), "h1": SMALL["sac"]}
@@ -47,9 +48,9 @@ class _Sequential:
     def __init__(self, early):
         self._early = early
 
-    def submit(self, task):
-        done = [task()] if self._early else []
-        result = (lambda: done[0]) if self._early else task
+    def submit(self, task, *args):
+        done = [task(*args)] if self._early else []
+        result = (lambda: done[0]) if self._early else (lambda: task(*args))
         return type("Future", (), {"result": staticmethod(result)})
 
     def __enter__(self):
@@ -87,8 +88,8 @@ def test_actions_are_chosen_one_block_of_updates_earlier_and_no_update_is_lost(l
         agent.act = note
         return agent
 
-    def watched_env(config):
-        env = step(config)
+    def watched_env(*args):
+        env = step(*args)
         take = env.step
         env.step = lambda actions: (threads.add(threading.current_thread().name), take(actions))[1]
         return env
@@ -102,22 +103,24 @@ def test_actions_are_chosen_one_block_of_updates_earlier_and_no_update_is_lost(l
     for env_step, updates in seen.items():
         assert updates == max(0, 2 * (env_step - 60 + 3) - 6 * lag)
     assert len(seen) == 10
-    assert newest(tmp_path)["agent"]["update_step"] == 2 * 33 and newest(tmp_path)["run"]["owed"] == 0
+    assert (
+        newest(tmp_path)["agent"]["update_step"] == 2 * 33 and newest(tmp_path)["run"]["clock"]["owed"] == 0
+    )
     assert ("MainThread" in threads) == (lag == 0)
 
 
 @pytest.mark.parametrize("algo", ALGOS)
 def test_resume_makes_the_updates_still_owed(algo, lagged, tmp_path, monkeypatch):
     saved = []
-    load = loop.Run._load_state_dict
+    load = Clock.load_state_dict
 
     def note(self, state):
         saved.append(state["owed"])
         load(self, state)
 
-    monkeypatch.setattr(loop.Run, "_load_state_dict", note)
+    monkeypatch.setattr(Clock, "load_state_dict", note)
     monkeypatch.setitem(SMALL, algo, ARGS[algo])
-    run_interrupted(tmp_path, algo, 80, monkeypatch, *SHORT.split())
+    run_interrupted(tmp_path, algo, 80, *SHORT.split())
     assert len(saved) == 1 and saved[0] > 0
     assert_same(newest(tmp_path), newest(lagged[algo]))
     for name in ("evaluations.csv", "scalars.csv"):
@@ -138,8 +141,8 @@ def test_a_branch_makes_the_updates_that_its_source_owed(tmp_path):
 def test_an_error_in_the_thread_is_raised_in_the_loop(tmp_path, monkeypatch):
     build = loop.make_training_env
 
-    def broken(config):
-        env = build(config)
+    def broken(*args):
+        env = build(*args)
         take = env.step
         steps = iter(range(30))
         env.step = lambda actions: take(actions) if next(steps, None) is not None else 1 / 0
@@ -153,8 +156,8 @@ def test_an_error_in_the_thread_is_raised_in_the_loop(tmp_path, monkeypatch):
 def test_ctrl_c_during_the_overlap_saves_and_the_run_resumes(lagged, tmp_path, monkeypatch):
     build = loop.make_training_env
 
-    def interrupting(config):
-        env = build(config)
+    def interrupting(*args):
+        env = build(*args)
         take, steps = env.step, iter(range(30))
 
         def step(actions):
@@ -167,15 +170,15 @@ def test_ctrl_c_during_the_overlap_saves_and_the_run_resumes(lagged, tmp_path, m
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "make_training_env", interrupting)
-        assert run(tmp_path, "dqn").env_step == 30 * 3
+        assert run(tmp_path, "dqn").clock.env_step == 30 * 3
     run(tmp_path, "dqn")
     assert_same(newest(tmp_path), newest(lagged["dqn"]))
 
 
 def test_several_agents_lag_like_one(lagged, tmp_path):
     config, _ = loader.load([*SMALL["dqn"].split(), *SHORT.split(), "--num-agents", "2"])
-    configs = member_configs([config])
-    folders = member_dirs(configs, tmp_path)
+    configs = run_configs([config])
+    folders = run_folders(configs, tmp_path)
     loop.train_together(configs, folders)
     one, other = newest(lagged["dqn"]), newest(folders[0])
     assert one["agent"]["update_step"] == other["agent"]["update_step"] > 0

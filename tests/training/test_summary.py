@@ -26,8 +26,14 @@ def said(tmp_path):
         (tmp_path / "resets.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         argv = ["--algo", "sac", "--env", "Pendulum-v1", "--reset", "full", "--preset", "quick"]
         config, _ = loader.load(argv)
-        run = SimpleNamespace(config=config, run_dir=tmp_path, env_step=2000, seconds=60.0, tracker=None)
-        return closing_words(run, argv, None, None)
+        trainer = SimpleNamespace(
+            config=config,
+            run_dir=tmp_path,
+            clock=SimpleNamespace(env_step=2000),
+            record=SimpleNamespace(seconds=60.0),
+            tracker=None,
+        )
+        return closing_words(trainer, argv, None, None)
 
     return words
 

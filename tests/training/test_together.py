@@ -8,9 +8,10 @@ import torch
 import train
 from common import checkpoint
 from configs import loader
-from tests.training.test_train import SMALL, assert_same, newest, table
+from tests.training.test_train import SMALL, assert_same, interrupted_at, newest, table
 from training import loop
-from training.folder import member_configs, member_dirs
+from training.folder import run_configs, run_folders
+from training.trainer import Trainer
 
 # The H1's contacts turn a difference in the last digit into another episode; a pendulum does not.
 SMALL = {**SMALL, "sac": SMALL["sac"].replace("h1-walk", "Pendulum-v1")}
@@ -18,8 +19,8 @@ SMALL = {**SMALL, "sac": SMALL["sac"].replace("h1-walk", "Pendulum-v1")}
 
 def together(folder, algo, *extra):
     config, _ = loader.load([*SMALL[algo].split(), "--num-agents", "2", *extra])
-    configs = member_configs([config])
-    folders = member_dirs(configs, folder)
+    configs = run_configs([config])
+    folders = run_folders(configs, folder)
     loop.train_together(configs, folders)
     return folders
 
@@ -60,19 +61,37 @@ def test_checkpoints_hold_one_run_alone(pair):
         assert tensors and all(v.untyped_storage().nbytes() == v.nbytes for v in tensors)
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(pair, tmp_path, monkeypatch):
+def test_interrupted_and_resumed_equals_uninterrupted(pair, tmp_path):
     folders, algo = pair
-    advance = loop.Run.advance
-
-    def stop(self, num_envs, episodes):
-        advance(self, num_envs, episodes)
-        self.stop_requested = self.env_step >= 120
-
-    monkeypatch.setattr(loop.Run, "advance", stop)
-    resumed = together(tmp_path, algo)
+    with interrupted_at(120):
+        resumed = together(tmp_path, algo)
     assert newest(resumed[0])["env_step"] < newest(folders[0])["env_step"]
-    monkeypatch.setattr(loop.Run, "advance", advance)
     together(tmp_path, algo)
+    for folder, again in zip(folders, resumed, strict=True):
+        for part in ("agent", "replay", "env"):
+            assert_same(newest(folder)[part], newest(again)[part])
+
+
+def test_a_program_killed_between_the_saves_of_its_runs_goes_on_from_their_common_step(
+    pair, tmp_path, monkeypatch
+):
+    folders, algo = pair
+    every = ("--checkpoint.every", "70")
+    save = Trainer.save
+
+    def die_before_the_second_run_saves(self):
+        if self.index == 1 and self.clock.env_step >= 140:
+            raise MemoryError("killed")
+        save(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", die_before_the_second_run_saves)
+        with pytest.raises(MemoryError):
+            together(tmp_path, algo, *every)
+    resumed = [folder for folder in sorted(tmp_path.iterdir())]
+    steps = [{path.name for path in checkpoint.find(f / "checkpoints", "step")} for f in resumed]
+    assert len(steps[0]) == 2 and len(steps[1]) == 1 and steps[1] < steps[0]
+    together(tmp_path, algo, *every)
     for folder, again in zip(folders, resumed, strict=True):
         for part in ("agent", "replay", "env"):
             assert_same(newest(folder)[part], newest(again)[part])
@@ -80,8 +99,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(pair, tmp_path, monkeypatc
 
 def test_runs_at_different_steps_are_not_joined(tmp_path, capsys):
     config, _ = loader.load([*SMALL["dqn"].split(), "--num-agents", "2"])
-    configs = member_configs([config])
-    folders = member_dirs(configs, tmp_path)
+    configs = run_configs([config])
+    folders = run_folders(configs, tmp_path)
     loop.train(configs[1], folders[1])
     argv = [*SMALL["dqn"].split(), "--num-agents", "2", "--run-dir", str(tmp_path)]
     assert train.main(argv) == 2

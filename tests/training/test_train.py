@@ -1,10 +1,13 @@
 """The training loop end to end on small runs: resume, independence of streams, interruption."""
 
+import contextlib
 import csv
 import json
 import math
 import re
+import signal
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from common import checkpoint
 from configs import loader
 from fire.metrics.costly import DIAGNOSTIC_KEYS
 from training import loop
+from training.due import Clock
 
 ROOT = Path(__file__).parents[2]
 COMMON = (
@@ -92,24 +96,32 @@ def finished(tmp_path_factory):
     return folders
 
 
-def run_interrupted(run_dir, algo, stop_at, monkeypatch, *extra):
-    """The run, stopped at env step ``stop_at`` as by Ctrl-C and resumed from its checkpoint."""
-    with monkeypatch.context() as patch:
-        advance = loop.Run.advance
+@contextlib.contextmanager
+def interrupted_at(env_step):
+    """Ctrl-C as soon as a program reaches ``env_step``."""
+    advance = Clock.advance
 
-        def stop(self, *args):
-            advance(self, *args)
-            self.stop_requested |= self.env_step >= stop_at
+    def stop(self, transitions):
+        before = self.env_step
+        advance(self, transitions)
+        if before < env_step <= self.env_step:
+            signal.raise_signal(signal.SIGINT)
 
-        patch.setattr(loop.Run, "advance", stop)
-        assert stop_at <= run(run_dir, algo, *extra).env_step < stop_at + 3
-    assert run(run_dir, algo, *extra).finished
+    with mock.patch.object(Clock, "advance", stop):
+        yield
+
+
+def run_interrupted(run_dir, algo, stop_at, *extra):
+    """The run, stopped by Ctrl-C at env step ``stop_at`` and resumed from its checkpoint."""
+    with interrupted_at(stop_at):
+        assert stop_at <= run(run_dir, algo, *extra).clock.env_step < stop_at + 3
+    assert run(run_dir, algo, *extra).clock.finished
 
 
 @pytest.mark.parametrize("algo", SMALL)
 @pytest.mark.parametrize("stop_at", [40, 120, 160])  # in the warm-up, between resets, on a reset
 def test_resume_equals_the_uninterrupted_run_bit_for_bit(algo, stop_at, finished, tmp_path, monkeypatch):
-    run_interrupted(tmp_path, algo, stop_at, monkeypatch)
+    run_interrupted(tmp_path, algo, stop_at)
     assert_same(newest(tmp_path), newest(finished[algo]))
     assert table(tmp_path / "evaluations.csv") == table(finished[algo] / "evaluations.csv")
     assert table(tmp_path / "scalars.csv") == table(finished[algo] / "scalars.csv")
@@ -233,9 +245,9 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path, monkey
         if self.env_step >= 130:  # after the checkpoint at 72, whose logs have grown since
             raise MemoryError("killed")
 
-    advance = loop.Run.advance
+    advance = Clock.advance
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "advance", die)
+        patch.setattr(Clock, "advance", die)
         with pytest.raises(MemoryError):
             run(tmp_path / "killed", "dqn", *every)
     with (tmp_path / "killed/scalars.csv").open("a") as file:
@@ -251,7 +263,7 @@ def test_resume_with_added_modules_and_with_unit_statistics(reset, tmp_path, mon
     eager = {"cbp": ("--reset.replacement-rate", "0.05", "--reset.maturity", "5")}
     options = ("--reset", reset, *eager.get(reset, ()))
     run(tmp_path / "straight", "dqn", *options)
-    run_interrupted(tmp_path / "resumed", "dqn", 120, monkeypatch, *options)
+    run_interrupted(tmp_path / "resumed", "dqn", 120, *options)
     assert_same(newest(tmp_path / "resumed"), newest(tmp_path / "straight"))
     recycled = [
         float(r[2]) for r in table(tmp_path / "straight/scalars.csv") if r[1] == "reset/q/recycled_units"

@@ -7,7 +7,7 @@ import agents
 from configs import loader
 from configs.errors import ConfigError
 from envs import make_evaluation_env
-from tests.training.test_train import assert_same, newest, reset_records, table
+from tests.training.test_train import assert_same, interrupted_at, newest, reset_records, table
 from training import loop
 
 SMALL = (
@@ -36,17 +36,10 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize(
     "stop_at", [36, 105]
 )  # in the warm-up; wrapped replay, games and lookaheads under way
-def test_resume_equals_the_uninterrupted_run_bit_for_bit(stop_at, finished, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        advance = loop.Run.advance
-
-        def stop(self, *args):
-            advance(self, *args)
-            self.stop_requested |= self.env_step >= stop_at
-
-        patch.setattr(loop.Run, "advance", stop)
-        assert run(tmp_path).env_step < 160
-    assert run(tmp_path).env_step >= 160
+def test_resume_equals_the_uninterrupted_run_bit_for_bit(stop_at, finished, tmp_path):
+    with interrupted_at(stop_at):
+        assert run(tmp_path).clock.env_step < 160
+    assert run(tmp_path).clock.env_step >= 160
     assert_same(newest(tmp_path), newest(finished))
     for name in ("evaluations.csv", "scalars.csv"):
         assert table(tmp_path / name) == table(finished / name)

@@ -1,0 +1,205 @@
+"""What is due when: the clock that the runs of a program share, and the schedules of each run.
+
+An ordinary step asks a run nothing but whether its ``next_step`` is reached.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Mapping
+from typing import Any
+
+from common.schedules import At, Every, UpdateRatio
+from configs.schema import Config
+from fire.triggers import Trigger
+
+
+class UnknownMetric(ValueError):
+    """The trigger's metric is none that this run measures."""
+
+
+class Clock:
+    """Clock: env steps taken and gradient updates owed, the same for all runs of one program.
+
+    Args:
+        config: of any of the runs.
+
+    Attributes:
+        env_step: transitions that each run has collected.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.env_step = 0
+        self._total_steps = config.total_steps
+        self._learning_starts = config.replay.learning_starts
+        self._ratio = UpdateRatio(config.replay.replay_ratio)
+        self._owed = 0  # updates due and not yet made
+
+    def advance(self, transitions: int) -> None:
+        """Count ``transitions`` more in each run, and the updates that they bring due."""
+        self.env_step += transitions
+        if self.env_step >= self._learning_starts:  # the warm-up's transitions bring no updates due
+            self._owed += self._ratio.owed(transitions)
+
+    def take_owed(self) -> int:
+        """Hand out the gradient updates that are due and not yet made."""
+        owed, self._owed = self._owed, 0
+        return owed
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether actions are random and no updates are made yet."""
+        return self.env_step < self._learning_starts
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether any update has been made."""
+        return self._ratio.updates > self._owed
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are taken."""
+        return self.env_step >= self._total_steps
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"env_step": self.env_step, "owed": self._owed, "ratio": self._ratio.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.env_step = int(state["env_step"])
+        self._owed = int(state["owed"])
+        self._ratio.load_state_dict(state["ratio"])
+
+
+class Due:
+    """Due: the schedules and the reset trigger of one run.
+
+    The questions are asked in the order in which the methods stand here, each once at a step where something is due.
+
+    Args:
+        config: of the run.
+        clock: of its program.
+        has_reset_points: whether its strategy resets on schedule; those that act after every update, or never, do not.
+
+    Attributes:
+        next_step: the first env step at which anything can be due.
+        num_resets: resets so far.
+    """
+
+    def __init__(self, config: Config, clock: Clock, has_reset_points: bool) -> None:
+        self._clock = clock
+        self._options = config.reset
+        self._total_steps = config.total_steps
+        self._transitions = config.env.num_envs  # of one step
+        self._has_reset_points = has_reset_points
+        self._trigger = Trigger(config.trigger)
+        self._trigger_reason: str | None = None  # until a reset is asked for
+        self._evaluated_at = -1
+        self.num_resets = 0
+        self._log = Every(config.log.every)
+        self._metrics = Every(config.log.metrics_every)
+        self._reset_every = Every(config.reset.every if has_reset_points else 0, config.reset.until)
+        self._reset_at = At(config.reset.at if has_reset_points else ())
+        self._evaluation = Every(config.eval.every)
+        self._checkpoint = Every(config.checkpoint.every)
+        self.look_ahead()
+
+    def look_ahead(self) -> None:
+        """Find the ``next_step``, after everything that was due is done."""
+        self.next_step = min(self._total_steps, *(schedule.next_step for schedule in self._schedules))
+
+    @property
+    def resets_possible(self) -> bool:
+        """Whether any reset can happen before the end."""
+        reset, last = self._options, self._total_steps - 1
+        every = 0 < reset.every <= min(last, last if reset.until is None else reset.until)
+        return self._has_reset_points and (
+            every or any(step <= last for step in reset.at) or bool(self._trigger.config.metric)
+        )
+
+    def log(self) -> bool:
+        """Whether to write rollout, time and train scalars."""
+        return self._log.due(self._clock.env_step)
+
+    def metrics(self) -> bool:
+        """Whether to measure plasticity; not before the first update."""
+        return self._metrics.due(self._clock.env_step) and self._clock.has_learned
+
+    def take_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Let the trigger see a measurement made on the metrics' own period.
+
+        Raises:
+            UnknownMetric: the trigger waits for a metric that is not measured.
+        """
+        wanted = self._trigger.config.metric
+        if wanted and not fnmatch.filter(metrics, wanted):
+            near = difflib.get_close_matches(wanted, metrics, n=1, cutoff=0.0)[0]
+            raise UnknownMetric(
+                f"reset.trigger.metric {wanted}: no such metric is measured; did you mean {near}?"
+            )
+        if self._has_reset_points and self._clock.env_step >= self._options.warmup:
+            self._trigger_reason = self._trigger.update(self._clock.env_step, metrics)
+
+    def reset(self) -> str | None:
+        """Return why the networks are to be reset now (``every``, ``at`` or the trigger's words), or None."""
+        step = self._clock.env_step
+        # Each must be asked, or what two of them share would leave one due again at the next step.
+        every, at = self._reset_every.due(step), self._reset_at.due(step)
+        triggered, self._trigger_reason = self._trigger_reason, None
+        # Before the first update there is nothing to reset; at the very end nothing could be learned from it.
+        possible = self._clock.has_learned and not self._clock.finished
+        if not possible or step < self._options.warmup:
+            return None
+        return "every" if every else "at" if at else triggered
+
+    def evaluation(self) -> bool:
+        """Whether to evaluate; not if a reset at this very step has just been evaluated."""
+        due = self._evaluation.due(self._clock.env_step) or self._clock.finished
+        return due and self._evaluated_at != self._clock.env_step
+
+    def checkpoint(self) -> bool:
+        """Whether to save."""
+        return self._checkpoint.due(self._clock.env_step)
+
+    def note_evaluation(self) -> None:
+        """Take note that this step is evaluated."""
+        self._evaluated_at = self._clock.env_step
+
+    def note_reset(self) -> None:
+        """Count a reset at this step."""
+        self.num_resets += 1
+        self._trigger.note_reset(self._clock.env_step)
+
+    def begin_branch(self) -> None:
+        """Set the schedules of a run that starts at another's checkpoint; its reset points include that very step."""
+        step = self._clock.env_step
+        for schedule in (self._log, self._metrics, self._evaluation, self._checkpoint):
+            schedule.due(step)
+        for reset in (self._reset_every, self._reset_at):
+            reset.due(step - self._transitions)
+        self.look_ahead()
+
+    @property
+    def _schedules(self) -> list[Every | At]:
+        return [
+            self._log,
+            self._metrics,
+            self._reset_every,
+            self._reset_at,
+            self._evaluation,
+            self._checkpoint,
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "num_resets": self.num_resets,
+            "schedules": [schedule.state_dict() for schedule in self._schedules],
+            "trigger": self._trigger.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.num_resets = int(state["num_resets"])
+        for schedule, saved in zip(self._schedules, state["schedules"], strict=True):
+            schedule.load_state_dict(saved)
+        self._trigger.load_state_dict(state["trigger"])
+        self.look_ahead()
