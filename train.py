@@ -25,12 +25,16 @@ def main(argv: list[str]) -> int:
     let_idle_threads_sleep()
     try:
         config, flags = loader.load(argv)
-        variants = [loader.load([*argv, "--reset", name])[0] for name in flags.resets] or [config]
+        commands = [[*argv, "--reset", name] for name in flags.resets]
+        variants = [loader.load(command)[0] for command in commands] or [config]
+        if flags.show_config:
+            print("---\n".join(loader.show(command) for command in commands or [argv]), end="")
+            return 0
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        return _train(variants, Path(flags.run_dir) if flags.run_dir else None, argv)
+        return _train(variants, flags.run_dir, argv)
     except KeyboardInterrupt:
         print("stopped at once; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130

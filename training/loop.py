@@ -81,11 +81,11 @@ def _begin(config: Config, run_dir: Path, to_come: int, stack: contextlib.ExitSt
     agent = make_agent(config, env.observation_space, env.action_space, env.max_episode_steps, device)
     replay = make_replay(config, env.observation_space, env.action_space, agent.gamma, device, to_come)
     sampling = torch_generator(config.seed, "replay")
-    tracker = make_reset(config.reset.strategy, config.strategy).tracker()
+    tracker = make_reset(config.reset.strategy, config.reset.options).tracker()
     branch = branch_source(run_dir, config)
 
     stack.enter_context(contextlib.closing(claim_run_dir(run_dir, config)))
-    run = stack.enter_context(contextlib.closing(Run(config, run_dir, Trigger(config.trigger), tracker)))
+    run = stack.enter_context(contextlib.closing(Run(config, run_dir, Trigger(config.reset.trigger), tracker)))
     obs = run.start(agent, replay, env, sampling, branch)
     run.say_what_lies_ahead(device, replay.nbytes)
     if obs is None:

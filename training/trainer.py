@@ -133,7 +133,7 @@ def reset(run: Run, agent: Agent, replay: Replay, eval_env: VecEnv, reason: str)
         return seen
 
     before = look("before_reset")
-    strategy = make_reset(run.config.reset.strategy, run.config.strategy)
+    strategy = make_reset(run.config.reset.strategy, run.config.reset.options)
     batch = probe(run, replay, strategy.num_probes)
     slots, batch, generator = reset_inputs(run, agent, batch, 0, run.num_resets)
     report = reset_networks(slots, strategy, batch, generator).scalars()
