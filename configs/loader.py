@@ -14,6 +14,7 @@ import difflib
 import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, TypeVar
 
@@ -215,9 +216,8 @@ def _section_prefix(prefix: str, field: dataclasses.Field[Any]) -> str:
 def _with_chosen_sections(values: Mapping[str, object]) -> Config:
     """Return the default configuration with sections of the classes that ``values`` choose."""
     config = Config()
-    defaults = flatten_config(config)
     for section, (option, classes) in CHOSEN_SECTIONS.items():
-        name = values.get(option, defaults[option])
+        name = values.get(option, attrgetter(option)(config))
         _check_name(option, name, classes)
         config = _with_section(config, section.split("."), classes[str(name)]())
     return config

@@ -85,7 +85,9 @@ def _begin(config: Config, run_dir: Path, to_come: int, stack: contextlib.ExitSt
     branch = branch_source(run_dir, config)
 
     stack.enter_context(contextlib.closing(claim_run_dir(run_dir, config)))
-    run = stack.enter_context(contextlib.closing(Run(config, run_dir, Trigger(config.reset.trigger), tracker)))
+    run = stack.enter_context(
+        contextlib.closing(Run(config, run_dir, Trigger(config.reset.trigger), tracker))
+    )
     obs = run.start(agent, replay, env, sampling, branch)
     run.say_what_lies_ahead(device, replay.nbytes)
     if obs is None:

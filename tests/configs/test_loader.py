@@ -328,8 +328,8 @@ def test_help_names_every_option_with_its_default(capsys):
 def test_options_are_documented(algo, strategy):
     options = loader.options_of(loader.build({"algo": algo, "reset.strategy": strategy}))
     assert len(options) > 60
-    for path, option in options.items():
-        assert option.help, f"{path} has no help"
+    for path, documented in options.items():
+        assert documented.help, f"{path} has no help"
 
 
 def test_env_files_serve_both_spellings_and_the_family():
