@@ -66,40 +66,46 @@ def show(argv: Sequence[str]) -> str:
 
 
 def _merge(argv: Sequence[str]) -> _Merged:
-    given_names, config_files = parse_names(argv)
+    given, config_files = parse_names(argv)
     files = [(str(path), read_yaml(path)) for path in config_files]
-
-    names: dict[str, str] = {}
-    name_origins = {}
-    for flag, (path, default) in SELECTORS.items():
-        candidates = [(default, "default")]
-        candidates += [(values[path], origin) for origin, values in files if path in values]
-        candidates += [(given_names[flag], f"--{flag}")] if flag in given_names else []
-        names[flag], name_origins[path] = candidates[-1]
-    if not isinstance(names["env"], str):
-        raise ConfigError(f"env.id must be text, got {names['env']!r}")
-    _check_name("--algo", names["algo"], AGENT_CONFIGS)
-    _check_name("--reset", names["reset"], resets())
-    _check_name("--preset", names["preset"], presets(names["algo"]))
-
+    names, name_origins = _select_names(given, files)
     named = [(str(path.relative_to(CONFIG_DIR.parent)), read_yaml(path)) for path in named_files(**names)]
     layers = [*named, *files]
-    chosen = {path: value for _, values in layers for path, value in values.items()}
-    chosen |= {path: names[flag] for flag, (path, _) in SELECTORS.items()}
-    options = options_of(_with_chosen_sections(chosen))
+    selected = {path: names[flag] for flag, (path, _) in SELECTORS.items()}
+
+    raw = {path: value for _, layer in layers for path, value in layer.items()}
+    options = options_of(_with_chosen_sections(raw | selected))
     values = {path: option.default for path, option in options.items()}
     origins = dict.fromkeys(values, "default")
     for origin, layer in layers:
         checked = _checked(layer, options, origin)
         values |= checked
         origins |= dict.fromkeys(checked, origin)
-    values |= {path: names[flag] for flag, (path, _) in SELECTORS.items()}
+    values |= selected
     origins |= name_origins
 
-    given, flags = parse_options(argv, options, values)
-    values |= _checked(given, options, "command line")
-    origins |= {path: flag_of(path) for path in given}
+    from_flags, flags = parse_options(argv, options, values)
+    values |= _checked(from_flags, options, "command line")
+    origins |= {path: flag_of(path) for path in from_flags}
     return _Merged(values, origins, flags)
+
+
+def _select_names(
+    given: Mapping[str, str], files: Sequence[tuple[str, Mapping[str, Any]]]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the names of ``SELECTORS`` by flag, from flags before files before defaults, and by path what set each."""
+    names, origins = {}, {}
+    for flag, (path, default) in SELECTORS.items():
+        candidates = [(default, "default")]
+        candidates += [(values[path], origin) for origin, values in files if path in values]
+        candidates += [(given[flag], f"--{flag}")] if flag in given else []
+        names[flag], origins[path] = candidates[-1]
+    if not isinstance(names["env"], str):
+        raise ConfigError(f"env.id must be text, got {names['env']!r}")
+    _check_name("--algo", names["algo"], AGENT_CONFIGS)
+    _check_name("--reset", names["reset"], resets())
+    _check_name("--preset", names["preset"], presets(names["algo"]))
+    return names, origins
 
 
 def build(values: Mapping[str, Value]) -> Config:

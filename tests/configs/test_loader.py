@@ -86,6 +86,7 @@ def test_later_layers_win(tmp_path):
     assert config.reset.options.shrink_factor == 0.7
     assert load("--config", str(first), "--config", str(second), "--seed", "3") == config
     assert load("--config", str(second), "--config", str(first)).agent.critic_width == 64
+    assert load("--config", str(first), str(second), str(first)).agent.critic_width == 64
 
 
 def test_the_configuration_has_the_shape_of_its_yaml():
