@@ -11,7 +11,7 @@ import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from configs.errors import ConfigError
 from configs.schema import AGENT_CONFIGS
@@ -26,14 +26,6 @@ SELECTORS = {
 }
 # Options that have no flag of their own.
 UNFLAGGED = {*(path for path, _ in SELECTORS.values()), "reset.strategy"}
-
-
-class Flags(NamedTuple):
-    """Flags that are no option of a run."""
-
-    run_dir: Path | None
-    resets: list[str]
-    show_config: bool
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,8 +47,8 @@ def parse_names(argv: Sequence[str]) -> tuple[dict[str, str], list[Path]]:
 
 def parse_options(
     argv: Sequence[str], options: Mapping[str, Option], merged: Mapping[str, Value]
-) -> tuple[dict[str, Any], Flags]:
-    """Return the options given as flags, unchecked, by path, and the other flags; ``merged`` has the defaults.
+) -> tuple[dict[str, Any], argparse.Namespace]:
+    """Return the options given as flags, unchecked, by path, and all flags; ``merged`` has the defaults for the help.
 
     Raises:
         ConfigError: an unknown flag, or one without its value.
@@ -71,8 +63,7 @@ def parse_options(
             f"unknown argument {unknown[0]!r}; " + (f"did you mean {near[0]}?" if near else "see --help")
         )
     given = {path: value for path, value in vars(parsed).items() if path in options and value is not None}
-    run_dir = Path(parsed.run_dir) if parsed.run_dir else None
-    return given, Flags(run_dir, parsed.resets, parsed.show_config)
+    return given, parsed
 
 
 def flag_of(path: str) -> str:

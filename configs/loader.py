@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, TypeVar
 
 from common.games import find_game, game_names
-from configs.command_line import SELECTORS, Flags, flag_of, parse_names, parse_options
+from configs.command_line import SELECTORS, flag_of, parse_names, parse_options
 from configs.errors import ConfigError
 from configs.schema import AGENT_CONFIGS, CHOSEN_SECTIONS, Config
 from configs.values import Option, Value, coerce, describe
@@ -32,12 +32,13 @@ CONFIG_DIR = Path(__file__).parent
 Section = TypeVar("Section", bound="DataclassInstance")
 
 
-class _Merged(NamedTuple):
-    """What files and flags make together: every option's value, and what set it, by path."""
+class Flags(NamedTuple):
+    """What a command line says beside the configuration."""
 
-    values: dict[str, Value]
-    origins: dict[str, str]
-    flags: Flags
+    run_dir: Path | None
+    resets: list[str]
+    show_config: bool
+    origins: dict[str, str]  # by option: the file or flag that set it, or "default"
 
 
 def load(argv: Sequence[str]) -> tuple[Config, Flags]:
@@ -50,22 +51,6 @@ def load(argv: Sequence[str]) -> tuple[Config, Flags]:
         ConfigError: an unknown name, key, flag or value; the message names the valid ones.
         SystemExit: ``--help`` was asked for and printed.
     """
-    merged = _merge(argv)
-    return build(merged.values), merged.flags
-
-
-def show(argv: Sequence[str]) -> str:
-    """Return the configuration of a command line as YAML for ``--config``; comments name what set each value.
-
-    Raises:
-        ConfigError, SystemExit: as for ``load``.
-    """
-    merged = _merge(argv)
-    build(merged.values)
-    return to_yaml(merged.values, merged.origins)
-
-
-def _merge(argv: Sequence[str]) -> _Merged:
     given, config_files = parse_names(argv)
     files = [(str(path), read_yaml(path)) for path in config_files]
     names, name_origins = _select_names(given, files)
@@ -84,10 +69,11 @@ def _merge(argv: Sequence[str]) -> _Merged:
     values |= selected
     origins |= name_origins
 
-    from_flags, flags = parse_options(argv, options, values)
+    from_flags, parsed = parse_options(argv, options, values)
     values |= _checked(from_flags, options, "command line")
     origins |= {path: flag_of(path) for path in from_flags}
-    return _Merged(values, origins, flags)
+    run_dir = Path(parsed.run_dir) if parsed.run_dir else None
+    return build(values), Flags(run_dir, parsed.resets, parsed.show_config, origins)
 
 
 def _select_names(
@@ -122,9 +108,9 @@ def flatten_config(config: Config) -> dict[str, Value]:
     return {path: option.default for path, option in options_of(config).items()}
 
 
-def dump(config: Config) -> str:
-    """Return ``config`` as YAML that ``--config`` reads back."""
-    return to_yaml(flatten_config(config))
+def dump(config: Config, origins: Mapping[str, str] | None = None) -> str:
+    """Return ``config`` as YAML that ``--config`` reads back; comments name the ``origins`` of values."""
+    return to_yaml(flatten_config(config), origins)
 
 
 def read_config(path: Path) -> Config:

@@ -94,6 +94,19 @@ def test_show_config_of_several_resets_prints_a_document_each(capsys):
     assert [document["reset"]["name"] for document in documents] == ["fire", "full"]
 
 
+def test_show_config_reads_a_file_once(tmp_path):
+    """``--config <(...)`` of a shell is a pipe, empty at a second reading."""
+    reading, writing = os.pipe()
+    os.write(writing, b"seed: 7\n")
+    os.close(writing)
+    process = subprocess.run(
+        command("--config", f"/dev/fd/{reading}", "--show-config"),
+        cwd=tmp_path, pass_fds=[reading], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    os.close(reading)
+    assert re.search(rf"^seed: 7 +# /dev/fd/{reading}$", process.stdout, flags=re.MULTILINE)
+
+
 def test_show_config_of_a_wrong_command_is_its_error(capsys):
     assert train.main(["--show-config", "--seed", "-1"]) == 2
     assert "seed must be at least 0" in capsys.readouterr().err

@@ -179,7 +179,8 @@ def test_what_is_shown_names_the_file_or_flag_that_set_each_value(tmp_path):
         "6000",
         "7000",
     ]
-    config, text = load(*argv), loader.show(argv)
+    config, flags = loader.load(argv)
+    text = loader.dump(config, flags.origins)
     assert yaml.safe_load(text) == yaml.safe_load(loader.dump(config))
     path = tmp_path / "shown.yaml"
     path.write_text(text)
