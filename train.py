@@ -26,12 +26,15 @@ def main(argv: list[str]) -> int:
     let_idle_threads_sleep()
     try:
         config, flags = loader.load(argv)
-        variants = [loader.load([*argv, "--reset", name])[0] for name in flags.resets] or [config]
+        loaded = [loader.load([*argv, "--reset", name]) for name in flags.resets] or [(config, flags)]
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if flags.show_config:
+        print("---\n".join(loader.dump(config, flags.origins) for config, flags in loaded), end="")
+        return 0
     try:
-        return _train(variants, Path(flags.run_dir) if flags.run_dir else None, argv)
+        return _train([config for config, _ in loaded], flags.run_dir, argv)
     except KeyboardInterrupt:
         print("stopped at once; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130

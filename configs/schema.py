@@ -1,4 +1,7 @@
-"""The options of a run as frozen dataclasses; their defaults and help texts are the documentation.
+"""The options of a run as frozen dataclasses, nested as the YAML is; their defaults and help texts document them.
+
+A field that holds a dataclass is a section. A new one needs a line here and nothing elsewhere; one whose class depends
+on another option, a row of ``CHOSEN_SECTIONS`` too.
 
 Unless an option says otherwise, steps are environment steps: transitions collected, summed over environments.
 Values that reproduce a paper stand in ``configs/`` with their source.
@@ -6,21 +9,14 @@ Values that reproduce a paper stand in ``configs/`` with their source.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 from fire.fields import option
-
-
-@dataclass(frozen=True)
-class EnvConfig:
-    """The training and evaluation environments."""
-
-    id: str = option("h1-walk", "task or game by name, or any Gymnasium id with flat observations")
-    num_envs: int = option(1, "training environments stepped together", minimum=1)
-    action_repeat: int = option(
-        1, "times each action is applied; rewards are summed", "frames per env step", minimum=1
-    )
+from fire.options import OPTIONS, FireOptions, ResetOptions
+from fire.triggers import TriggerConfig
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,18 @@ class AtariConfig:
     reward_clipping: bool = option(True, "learn from the sign of the rewards; returns stay raw")
     max_frames: int = option(108_000, "length at which a game is truncated", "frames", minimum=1)
     num_threads: int = option(0, "threads of the emulators; 0: one per core, at most num_envs", minimum=0)
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """The training and evaluation environments."""
+
+    id: str = option("h1-walk", "task or game by name, or any Gymnasium id with flat observations")
+    num_envs: int = option(1, "training environments stepped together", minimum=1)
+    action_repeat: int = option(
+        1, "times each action is applied; rewards are summed", "frames per env step", minimum=1
+    )
+    atari: AtariConfig = AtariConfig()
 
 
 @dataclass(frozen=True)
@@ -122,16 +130,20 @@ class DQNConfig:
     parseval: float = option(0.0, "strength of the Parseval term added to every loss", minimum=0)
 
 
+AgentConfig = SACConfig | DQNConfig
+AGENT_CONFIGS: dict[str, type[AgentConfig]] = {"sac": SACConfig, "dqn": DQNConfig}
+
+
 @dataclass(frozen=True)
 class ResetConfig:
-    """When networks are reset and what beside them; how they are reset is the strategy's own options."""
+    """When networks are reset, how, and what beside them."""
 
     name: str = option("fire", "reset as chosen by --reset: a file in configs/reset/")
     strategy: str = option("fire", "reset strategy, an entry of fire.options.OPTIONS")
     every: int = option(0, "reset whenever this many steps have passed; 0: never", "env steps", minimum=0)
     at: tuple[int, ...] = option((), "further reset points", "env steps", minimum=1)
     warmup: int = option(0, "no reset before this", "env steps", minimum=0)
-    until: int | None = option(None, "no periodic reset after this; null: to the end", "env steps")
+    until: int | None = option(None, "no periodic reset after this; null: to the end", "env steps", minimum=0)
     networks: tuple[str, ...] = option((), "networks to reset (sac: actor, critic; dqn: q); empty: all")
     temperature: str = option(
         "keep",
@@ -143,6 +155,9 @@ class ResetConfig:
         "statistics of SAC's observation normaliser at a reset: keep, or reset to those of a new run",
         choices=("keep", "reset"),
     )
+    # The strategy's own options; their keys stand beside those above.
+    options: ResetOptions = dataclasses.field(default=FireOptions(), metadata={"inline": True})
+    trigger: TriggerConfig = dataclasses.field(default=TriggerConfig())
 
 
 @dataclass(frozen=True)
@@ -243,17 +258,34 @@ class Config:
         "profile 20 steps of the loop: profile.json (Chrome trace) in the run folder, ten dearest operations",
     )
     env: EnvConfig = EnvConfig()
-    atari: AtariConfig = AtariConfig()  # its options are keys of `env.atari`
     replay: ReplayConfig = ReplayConfig()
-    agent: Any = None  # SACConfig or DQNConfig, by algo
+    agent: AgentConfig = SACConfig()
     reset: ResetConfig = ResetConfig()
-    strategy: Any = (
-        None  # the strategy's own options (fire.options), by reset.strategy; they are keys of `reset`
-    )
-    trigger: Any = None  # fire.triggers.TriggerConfig; its options are keys of `reset.trigger`
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
+    def __post_init__(self) -> None:
+        if self.total_steps <= self.replay.learning_starts:
+            raise ValueError(
+                f"total_steps {self.total_steps} must exceed replay.learning_starts "
+                f"{self.replay.learning_starts}, or nothing is learned"
+            )
+        if self.reset.trigger.metric and not self.log.metrics_every:
+            raise ValueError(
+                "reset.trigger.metric needs metrics to be measured: log.metrics_every must be above 0, got 0"
+            )
 
-AGENT_CONFIGS: dict[str, type] = {"sac": SACConfig, "dqn": DQNConfig}
+
+class ChosenSection(NamedTuple):
+    """A section whose class is chosen by the value of an option."""
+
+    option: str
+    classes: Mapping[str, type]
+
+
+# By the section's attributes in Config, joined by dots.
+CHOSEN_SECTIONS = {
+    "agent": ChosenSection("algo", AGENT_CONFIGS),
+    "reset.options": ChosenSection("reset.strategy", OPTIONS),
+}

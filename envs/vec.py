@@ -350,10 +350,10 @@ def make_vec(
 
 def make_training_env(config: Config) -> VecEnv:
     """Build the environments that ``config`` trains in; see ``make_vec`` for errors."""
-    return make_vec(config.env.id, config.env.num_envs, config.env.action_repeat, atari=config.atari)
+    return make_vec(config.env.id, config.env.num_envs, config.env.action_repeat, atari=config.env.atari)
 
 
 def make_evaluation_env(config: Config, num_envs: int, render_mode: str | None = None) -> VecEnv:
     """Build environments as ``config`` trains in, but for whole games; see ``make_vec`` for errors."""
-    atari = dataclasses.replace(config.atari, episodic_life=False)
+    atari = dataclasses.replace(config.env.atari, episodic_life=False)
     return make_vec(config.env.id, num_envs, config.env.action_repeat, render_mode, atari)

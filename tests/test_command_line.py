@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 import train
 from common import checkpoint
@@ -64,6 +65,51 @@ def test_wrong_input_exits_with_2_one_line_and_no_folder(argv, message, tmp_path
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and re.search(message, error), error
     assert not list(tmp_path.iterdir())
+
+
+def test_show_config_prints_yaml_that_config_reads_without_pytorch(tmp_path):
+    argv = [*SMALL["dqn"].split(), "--reset.at", "60", "70", "--seed", "010"]
+    program = (
+        "import sys, train; code = train.main(sys.argv[1:]); print('torch' in sys.modules, file=sys.stderr); "
+        "sys.exit(code)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program, *argv, "--show-config"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (process.returncode, process.stderr) == (0, "False\n")
+    assert not list(tmp_path.iterdir())
+    assert re.search(r"^seed: 10 +# --seed$", process.stdout, flags=re.MULTILINE)
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(process.stdout)
+    assert loader.load(["--config", str(shown)])[0] == loader.load(argv)[0]
+
+
+def test_show_config_of_several_resets_prints_a_document_each(capsys):
+    assert train.main([*SMALL["dqn"].split(), "--resets", "fire", "--resets", "full", "--show-config"]) == 0
+    documents = yaml.safe_load_all(capsys.readouterr().out)
+    assert [document["reset"]["name"] for document in documents] == ["fire", "full"]
+
+
+def test_show_config_reads_a_file_once(tmp_path):
+    """``--config <(...)`` of a shell is a pipe, empty at a second reading."""
+    reading, writing = os.pipe()
+    os.write(writing, b"seed: 7\n")
+    os.close(writing)
+    process = subprocess.run(
+        command("--config", f"/dev/fd/{reading}", "--show-config"),
+        cwd=tmp_path, pass_fds=[reading], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    os.close(reading)
+    assert re.search(rf"^seed: 7 +# /dev/fd/{reading}$", process.stdout, flags=re.MULTILINE)
+
+
+def test_show_config_of_a_wrong_command_is_its_error(capsys):
+    assert train.main(["--show-config", "--seed", "-1"]) == 2
+    assert "seed must be at least 0" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):

@@ -92,7 +92,7 @@ class Due:
         self._total_steps = config.total_steps
         self._transitions = config.env.num_envs  # of one step
         self._has_reset_points = has_reset_points
-        self._trigger = Trigger(config.trigger)
+        self._trigger = Trigger(config.reset.trigger)
         self._trigger_reason: str | None = None  # until a reset is asked for
         self._evaluated_at = -1
         self.num_resets = 0
@@ -114,7 +114,7 @@ class Due:
         reset, last = self._options, self._total_steps - 1
         every = 0 < reset.every <= min(last, last if reset.until is None else reset.until)
         return self._has_reset_points and (
-            every or any(step <= last for step in reset.at) or bool(self._trigger.config.metric)
+            every or any(step <= last for step in reset.at) or bool(self._options.trigger.metric)
         )
 
     def log(self) -> bool:
@@ -131,7 +131,7 @@ class Due:
         Raises:
             UnknownMetric: the trigger waits for a metric that is not measured.
         """
-        wanted = self._trigger.config.metric
+        wanted = self._options.trigger.metric
         if wanted and not fnmatch.filter(metrics, wanted):
             near = difflib.get_close_matches(wanted, metrics, n=1, cutoff=0.0)[0]
             raise UnknownMetric(

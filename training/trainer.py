@@ -62,7 +62,7 @@ class Trainer:
         self.env = env
         self.eval_env = eval_env
         self.clock = clock
-        self.strategy = make_reset(config.reset.strategy, config.strategy)
+        self.strategy = make_reset(config.reset.strategy, config.reset.options)
         self.tracker = self.strategy.tracker()
         # A strategy that acts after every update, or never, has no reset points.
         self.due = Due(config, clock, config.reset.strategy != "none" and self.tracker is None)

@@ -1,14 +1,19 @@
 """Configuration: every YAML loads, layers merge in order, wrong input is one clear line."""
 
 import dataclasses
+import re
+import shutil
+import typing
 from pathlib import Path
 
 import pytest
+import yaml
 
 from configs import loader, schema
+from configs.command_line import UNFLAGGED
 from configs.errors import ConfigError
-from fire.options import OPTIONS
-from fire.triggers import TriggerConfig
+from fire.fields import option
+from fire.options import OPTIONS, FireOptions
 
 YAMLS = sorted(loader.CONFIG_DIR.rglob("*.yaml"))
 PRESETS = [(algo, preset) for algo in schema.AGENT_CONFIGS for preset in loader.presets(algo)]
@@ -25,7 +30,7 @@ def test_every_combination_of_named_files_loads(algo, preset, reset):
         argv = ("--algo", algo, "--preset", preset, "--reset", reset, "--env", env)
         config = load(*argv)
         assert (config.algo, config.preset, config.reset.name, config.env.id) == (algo, preset, reset, env)
-        assert type(config.strategy) is OPTIONS[config.reset.strategy]
+        assert type(config.reset.options) is OPTIONS[config.reset.strategy]
 
 
 def test_every_yaml_in_the_repository_is_reachable_and_says_where_its_values_come_from():
@@ -78,7 +83,135 @@ def test_later_layers_win(tmp_path):
     second.write_text("agent: {critic_width: 96}\nreset: {name: shrink_perturb, shrink_factor: 0.7}\n")
     config = load("--config", str(first), str(second), "--seed", "3")
     assert (config.seed, config.agent.critic_width, config.agent.actor_width) == (3, 96, 16)
-    assert config.strategy.shrink_factor == 0.7
+    assert config.reset.options.shrink_factor == 0.7
+    assert load("--config", str(first), "--config", str(second), "--seed", "3") == config
+    assert load("--config", str(second), "--config", str(first)).agent.critic_width == 64
+    assert load("--config", str(first), str(second), str(first)).agent.critic_width == 64
+
+
+def test_the_configuration_has_the_shape_of_its_yaml():
+    """Attributes are the YAML's keys; the strategy's options alone stand beside those of ``reset``."""
+    config = load("--algo", "dqn", "--env", "Breakout", "--reset", "redo", "--reset.trigger.patience", "3")
+    nested = yaml.safe_load(loader.dump(config))
+
+    def shape(section):
+        found = {}
+        for name, value in vars(section).items():
+            inner = shape(value) if dataclasses.is_dataclass(value) else value
+            found |= inner if section is config.reset and name == "options" else {name: inner}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+
+    assert nested == shape(config)
+    assert nested["env"]["atari"]["max_frames"] == config.env.atari.max_frames == 108_000
+    assert nested["reset"]["trigger"]["patience"] == config.reset.trigger.patience == 3
+    assert nested["reset"]["dormancy_threshold"] == config.reset.options.dormancy_threshold == 0.1
+
+
+def test_no_field_of_the_configuration_is_untyped():
+    def hints(cls):
+        for name, hint in typing.get_type_hints(cls).items():
+            assert hint is not typing.Any, f"{cls.__name__}.{name}"
+            for each in typing.get_args(hint) or (hint,):
+                if dataclasses.is_dataclass(each):
+                    hints(each)
+
+    hints(schema.Config)
+    assert set(typing.get_args(schema.AgentConfig)) == set(schema.AGENT_CONFIGS.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoConfig:
+    every: int = option(0, "period of videos", "env steps", minimum=0)
+
+
+def test_a_new_section_needs_a_line_of_the_schema_alone(tmp_path, monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Longer(schema.Config):
+        video: VideoConfig = VideoConfig()
+
+    monkeypatch.setattr(loader, "Config", Longer)
+    assert load().video == VideoConfig(0)
+    config = load("--video.every", "5")
+    assert config.video == VideoConfig(5)
+    path = tmp_path / "config.yaml"
+    path.write_text(loader.dump(config))
+    assert loader.read_config(path) == config
+    with pytest.raises(ConfigError, match=r"'--video\.evry'; did you mean --video\.every\?"):
+        load("--video.evry", "5")
+
+
+def test_a_new_algorithm_needs_its_dataclass_and_yaml_alone(tmp_path, monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class TD3Config:
+        policy_delay: int = option(2, "critic updates per actor update", minimum=1)
+
+    shutil.copytree(loader.CONFIG_DIR, tmp_path / "configs")
+    (tmp_path / "configs/algo/td3.yaml").write_text("replay: {batch_size: 100}\n")
+    (tmp_path / "configs/preset/paper/td3.yaml").write_text("agent: {policy_delay: 3}\n")
+    monkeypatch.setattr(loader, "CONFIG_DIR", tmp_path / "configs")
+    monkeypatch.setitem(schema.AGENT_CONFIGS, "td3", TD3Config)
+    config = load("--algo", "td3")
+    assert (config.agent, config.replay.batch_size) == (TD3Config(3), 100)
+    assert load("--algo", "td3", "--agent.policy-delay", "5").agent == TD3Config(5)
+
+
+def test_two_options_of_one_name_are_a_mistake_of_ours(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Clashing(FireOptions):
+        every: int = option(0, "stands beside reset.every")
+
+    monkeypatch.setitem(OPTIONS, "fire", Clashing)
+    with pytest.raises(TypeError, match=r"reset\.every is defined twice"):
+        load()
+
+
+def test_what_is_shown_names_the_file_or_flag_that_set_each_value(tmp_path):
+    own = tmp_path / "my values.yaml"
+    own.write_text("preset: quick\nagent: {critic_width: 96, actor_width: 16}\nreset: {every: 9000}\n")
+    argv = [
+        "--config",
+        str(own),
+        "--agent.actor_width",
+        "32",
+        "--env",
+        "h1-run",
+        "--reset.at",
+        "6000",
+        "7000",
+    ]
+    config, flags = loader.load(argv)
+    text = loader.dump(config, flags.origins)
+    assert yaml.safe_load(text) == yaml.safe_load(loader.dump(config))
+    path = tmp_path / "shown.yaml"
+    path.write_text(text)
+    assert load("--config", str(path)) == config == loader.read_config(path)
+
+    origins, section = {}, []
+    for line in text.splitlines():
+        indent, key, value, origin = re.fullmatch(r"( *)([^:]+):(?: (.*?) +# (.*))?", line).groups()
+        section[len(indent) // 2 :] = [key.strip("'")]
+        if value is not None:
+            origins[".".join(section)] = origin
+    assert origins.keys() == loader.options_of(config).keys()
+    assert origins["seed"] == origins["algo"] == origins["reset.name"] == "default"
+    assert origins["preset"] == origins["agent.critic_width"] == origins["reset.every"] == str(own)
+    assert origins["agent.actor_width"] == "--agent.actor-width"
+    assert origins["reset.at"] == "--reset.at"
+    assert origins["env.id"] == "--env"
+    # A file or "default" is named rightly if it holds the value.
+    defaults = loader.flatten_config(loader.build({"algo": "sac", "reset.strategy": "fire"}))
+    shown = loader.flatten_config(config)
+    seen = set()
+    for option_path, origin in origins.items():
+        if origin == "default":
+            assert shown[option_path] == defaults[option_path], option_path
+        elif not origin.startswith("--"):
+            seen.add(origin)
+            values = yaml.safe_load((loader.CONFIG_DIR.parent / origin).read_text())
+            for key in option_path.split("."):
+                values = values[key]
+            assert shown[option_path] == values, option_path
+    assert {"configs/algo/sac.yaml", "configs/env/h1.yaml", "configs/preset/quick/sac.yaml"} <= seen
 
 
 def test_flags_take_dashes_underscores_lists_and_bare_booleans():
@@ -98,15 +231,18 @@ def test_flags_take_dashes_underscores_lists_and_bare_booleans():
 def test_reset_names_choose_a_strategy_and_its_options():
     published = load("--reset", "fire_paper_sac")
     assert (published.reset.name, published.reset.strategy) == ("fire_paper_sac", "fire")
-    assert (published.strategy.method, published.strategy.num_iters) == ("newton_schulz", 10)
-    assert load("--reset", "fire").strategy.method == "polar"
+    assert (published.reset.options.method, published.reset.options.num_iters) == ("newton_schulz", 10)
+    assert load("--reset", "fire").reset.options.method == "polar"
 
 
 def test_trigger_options_are_checked():
     config = load(
         "--reset.trigger.metric", "plasticity/critic/dormant_ratio", "--reset.trigger.threshold", "0.3"
     )
-    assert (config.trigger.metric, config.trigger.threshold) == ("plasticity/critic/dormant_ratio", 0.3)
+    assert (config.reset.trigger.metric, config.reset.trigger.threshold) == (
+        "plasticity/critic/dormant_ratio",
+        0.3,
+    )
     with pytest.raises(ConfigError, match=r"reset\.trigger\.direction must be one of above, below"):
         load("--reset.trigger.direction", "sideways")
     with pytest.raises(ConfigError, match=r"reset\.trigger\.patience"):
@@ -130,7 +266,14 @@ WRONG = {
     "--total-steps 1.5": r"total_steps must be int, got '1.5'",
     "--total-steps 0": r"total_steps must be at least 1, got 0",
     "--agent.gamma 1.2": r"agent.gamma must be at most 1, got 1.2",
-    "--agent.learning-rate nan": r"agent.learning_rate must be at least 0",
+    "--agent.learning-rate nan": r"agent.learning_rate must be a finite number, got 'nan'",
+    "--agent.learning-rate -1": r"agent.learning_rate must be at least 0, got -1.0",
+    "--agent.target-entropy-per-action nan": r"target_entropy_per_action must be a finite number, got 'nan'",
+    "--replay.replay-ratio inf": r"replay.replay_ratio must be a finite number, got 'inf'",
+    "--seed 1:30": r"seed must be int, got '1:30'",
+    "--seed 0x10": r"seed must be int, got '0x10'",
+    "--seed inf": r"seed must be int, got 'inf'",
+    "--reset.until -5": r"reset.until must be at least 0, got -5",
     "--device tpu": r"device must be one of auto, cpu, cuda; got 'tpu'",
     "--reset.scale big": r"reset.scale must be one of paper",
     "--reset.strength 2": r"reset.strength",
@@ -176,23 +319,19 @@ def test_help_names_every_option_with_its_default(capsys):
         load("--preset", "quick", "--algo", "sac", "--env", "Unlisted-v0", "--help")
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    options = loader.entries("sac", "fire")
-    for path in options:
-        if path not in {selected for selected, _ in loader.SELECTORS.values()} | {"reset.strategy"}:
+    for path in loader.options_of(load()):
+        if path not in UNFLAGGED:
             assert "--" + path.replace("_", "-") in text
     assert "[env steps] (default: 20000)" in text  # the quick preset's, not the dataclass's
 
 
-@pytest.mark.parametrize(
-    "cls", [schema.Config, *schema.AGENT_CONFIGS.values(), *OPTIONS.values(), TriggerConfig]
-)
-def test_options_are_documented(cls):
-    for field in dataclasses.fields(cls):
-        if field.default is not None and dataclasses.is_dataclass(field.default):
-            continue
-        if field.name in ("agent", "strategy", "trigger"):
-            continue
-        assert field.metadata["help"], f"{cls.__name__}.{field.name} has no help"
+@pytest.mark.parametrize("algo", schema.AGENT_CONFIGS)
+@pytest.mark.parametrize("strategy", OPTIONS)
+def test_options_are_documented(algo, strategy):
+    options = loader.options_of(loader.build({"algo": algo, "reset.strategy": strategy}))
+    assert len(options) > 60
+    for path, documented in options.items():
+        assert documented.help, f"{path} has no help"
 
 
 def test_env_files_serve_both_spellings_and_the_family():

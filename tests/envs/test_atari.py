@@ -283,7 +283,7 @@ def test_the_three_protocols_are_what_their_files_say():
         argv = ["--algo", "dqn", "--env", "Asterix"]
         config, _ = loader.load([*argv, "--config", *files] if files else argv)
         assert (config.env.num_envs, config.env.action_repeat) == (4, 4)
-        return config.atari
+        return config.env.atari
 
     folder = str(loader.CONFIG_DIR / "env")
     assert protocol() == AtariConfig()
