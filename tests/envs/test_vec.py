@@ -28,7 +28,7 @@ def assert_same(first, second):
 
 def test_counting_autoreset_and_final_observation():
     env = make_vec("Counting-v0", num_envs=2)
-    obs = env.reset(seed=0)
+    obs = env.reset(seeds=0)
     assert obs.shape == (2, 3) and obs.dtype == np.float32
     assert (obs[:, 0] == 0).all()
     for total in range(1, 13):
@@ -53,7 +53,7 @@ def test_action_repeat_sums_rewards_inside_the_time_limit(env_id, ends):
     env = make_vec(env_id, action_repeat=3)
     frames = 5 if env_id == "Counting-v0" else 7
     assert env.max_episode_steps == (None if env_id == "Counting-v0" else 3)
-    env.reset(seed=0)
+    env.reset(seeds=0)
     rewards = []
     while True:
         step = env.step(env.random_action())
@@ -69,7 +69,7 @@ def test_action_repeat_sums_rewards_inside_the_time_limit(env_id, ends):
 
 def test_returned_arrays_are_the_callers():
     env = make_vec("Counting-v0")
-    env.reset(seed=0)
+    env.reset(seeds=0)
     step = env.step(env.random_action())
     step.obs[:] = -1
     kept = step.next_obs.copy()
@@ -80,7 +80,7 @@ def test_returned_arrays_are_the_callers():
 
 def test_box_actions_map_to_the_bounds_and_are_clipped():
     env = make_vec("Counting-v0", num_envs=3)
-    env.reset(seed=0)
+    env.reset(seeds=0)
     assert env.action_space == gym.spaces.Box(-1, 1, (2,), np.float32)
     step = env.step(np.array([[-1, -1], [1, 1], [7, -7]], dtype=np.float32))
     np.testing.assert_allclose(step.next_obs[:, 2], [-2 + 0, 2 + 10, 2 + 0])
@@ -88,30 +88,30 @@ def test_box_actions_map_to_the_bounds_and_are_clipped():
 
 def test_discrete_actions_count_from_zero():
     env = make_vec("Shifted-v0", num_envs=3)
-    env.reset(seed=0)
+    env.reset(seeds=0)
     np.testing.assert_array_equal(env.step(np.arange(3)).next_obs[:, 2], [5, 6, 7])
 
 
 def test_nested_observations_are_flattened():
     env = make_vec("Nested-v0", num_envs=2)
-    np.testing.assert_array_equal(env.reset(seed=0), [[7, 7, 7, 7, 0, 0, 1]] * 2)
+    np.testing.assert_array_equal(env.reset(seeds=0), [[7, 7, 7, 7, 0, 0, 1]] * 2)
     assert env.observation_space.shape == (7,)
 
 
 def test_seeds_both_ways():
     first, again, other = (make_vec("CartPole-v1", num_envs=2) for _ in range(3))
-    np.testing.assert_array_equal(first.reset(seed=3), again.reset(seed=3))
-    assert (first.state_dict()["obs"] != other.reset(seed=4)).all()
+    np.testing.assert_array_equal(first.reset(seeds=3), again.reset(seeds=3))
+    assert (first.state_dict()["obs"] != other.reset(seeds=4)).all()
     assert_same(rollout(first, 60), rollout(again, 60))
-    first.reset(seed=3)
+    first.reset(seeds=3)
     assert (first.random_action() != [other.random_action() for _ in range(40)]).any()
-    obs = first.reset(seed=3)
+    obs = first.reset(seeds=3)
     assert (obs[0] != obs[1]).any(), "sub-environments differ"
 
 
 def test_random_actions_are_uniform_and_independent():
     env = make_vec("Counting-v0", num_envs=4)
-    env.reset(seed=0)
+    env.reset(seeds=0)
     drawn = np.stack([env.random_action() for _ in range(2000)])  # (2000, 4, 2)
     flat = drawn.reshape(-1, 8)
     # Uniform(-1, 1): mean 0 and variance 1/3; five standard errors of 2000 draws.
@@ -121,15 +121,15 @@ def test_random_actions_are_uniform_and_independent():
     assert np.abs(np.corrcoef(flat[:-1, 0], flat[1:, 0])[0, 1]) < 5 / np.sqrt(2000)
 
     discrete = make_vec("Shifted-v0", num_envs=3)
-    discrete.reset(seed=0)
+    discrete.reset(seeds=0)
     counts = np.bincount(np.concatenate([discrete.random_action() for _ in range(2000)]), minlength=3)
     assert counts.sum() == 6000 and np.abs(counts - 2000).max() < 5 * np.sqrt(6000 * 2 / 9)
 
 
 def test_random_actions_ignore_the_stepping():
     still, moving = make_vec("Counting-v0"), make_vec("Counting-v0")
-    still.reset(seed=1)
-    moving.reset(seed=1)
+    still.reset(seeds=1)
+    moving.reset(seeds=1)
     for _ in range(9):
         np.testing.assert_array_equal(still.random_action(), action := moving.random_action())
         moving.step(action)
@@ -140,7 +140,7 @@ def test_random_actions_ignore_the_stepping():
 )
 def test_restore_continues_bit_for_bit(env_id):
     env = make_vec(env_id, num_envs=2, action_repeat=2)
-    env.reset(seed=5)
+    env.reset(seeds=5)
     rollout(env, 31)
     file = io.BytesIO()
     tensors = torch.utils._pytree.tree_map(
@@ -159,7 +159,7 @@ def test_restore_continues_bit_for_bit(env_id):
 
 def test_restore_refuses_what_it_cannot_repeat():
     env = make_vec("CountingForgetful-v0")
-    env.reset(seed=0)
+    env.reset(seeds=0)
     env.step(env.random_action())
     with pytest.raises(EnvError, match="not deterministic"):
         make_vec("CountingForgetful-v0").load_state_dict(env.state_dict())
@@ -213,7 +213,7 @@ def test_counts_below_one(counts):
 )
 def test_wrong_actions(env_id, action, message):
     env = make_vec(env_id, num_envs=2)
-    env.reset(seed=0)
+    env.reset(seeds=0)
     with pytest.raises(ValueError, match=message):
         env.step(np.array(action))
 
@@ -227,11 +227,11 @@ def test_reset_must_come_first():
 
 def test_render_shows_the_first():
     env = make_vec("Counting-v0", num_envs=2, render_mode="rgb_array")
-    env.reset(seed=0)
+    env.reset(seeds=0)
     env.step(env.random_action())
     assert env.render().shape == (4, 6, 3) and (env.render() == 1).all()
     assert env.frames_per_second == 50
     blind = make_vec("Counting-v0")
-    blind.reset(seed=0)
+    blind.reset(seeds=0)
     with pytest.raises(EnvError, match="was not built with render_mode='rgb_array'"):
         blind.render()
