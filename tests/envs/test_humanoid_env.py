@@ -12,6 +12,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from envs import EnvError, make_vec, rendering
+from envs.humanoid import MAX_EPISODE_STEPS
 from envs.humanoid.tasks import TASKS
 
 # HumanoidBench's sizes: 51 for the robot alone, 13 more for each free body, 6 for the hand and its target.
@@ -124,6 +125,12 @@ def test_info_holds_the_parts_of_the_reward():
     env.reset(seed=0)
     _, reward, _, _, info = env.step(env.action_space.sample())
     assert reward == pytest.approx(info["small_control"] * info["standing"] * info["upright"] * info["move"])
+
+
+def test_what_is_registered_are_the_tasks():
+    """The table stands apart from the tasks, which import MuJoCo."""
+    assert list(MAX_EPISODE_STEPS.items()) == [(name, task.max_episode_steps) for name, task in TASKS.items()]
+    assert all(name == task.name for name, task in TASKS.items())
 
 
 def test_gym_make_works_after_importing_envs_only():

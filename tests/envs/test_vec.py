@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers import RescaleAction, TransformAction
 
 from envs import EnvError, make_vec
 
@@ -84,6 +88,103 @@ def test_box_actions_map_to_the_bounds_and_are_clipped():
     assert env.action_space == gym.spaces.Box(-1, 1, (2,), np.float32)
     step = env.step(np.array([[-1, -1], [1, 1], [7, -7]], dtype=np.float32))
     np.testing.assert_allclose(step.next_obs[:, 2], [-2 + 0, 2 + 10, 2 + 0])
+
+
+def box_env(**kwargs):
+    """Return a VecEnv of ``BoxEnv``, and that environment."""
+    gym.register("BoxNow-v0", gym.spec("Box-v0").entry_point, kwargs=kwargs)
+    try:
+        env = make_vec("BoxNow-v0")
+    finally:
+        del gym.registry["BoxNow-v0"]
+    env.reset(0)
+    return env, env._backend._envs[0].unwrapped
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "low, high, shape",
+    [
+        ([-1, 0.5], [1, 0.5], None),  # one number has no room
+        ([0.5, 3], [0.5, 3], None),
+        ([-1, -0.3], [1, 0.7], None),
+        ([-1e30, 1e-30], [1e30, 2e-30], None),
+        (-1, 1, (2, 3)),
+        (-0.1, 0.7, (2, 3)),
+        ([[0, -5], [1, 2]], [[1, 5], [1, 2.5]], None),
+    ],
+)
+def test_actions_reach_every_bounded_box_inside_it(low, high, shape, dtype):
+    env, inner = box_env(low=low, high=high, shape=shape, dtype=dtype)
+    space = inner.action_space
+    assert env.action_space == gym.spaces.Box(-1, 1, (space.low.size,), dtype)
+    for action in (-1.0, 1.0, 0.0):
+        env.step(np.full((1, space.low.size), action))
+        assert space.contains(inner.taken), inner.taken
+        exact = space.low + (action + 1) / 2 * (space.high.astype(np.longdouble) - space.low)
+        eps = np.finfo(dtype).eps
+        assert (np.abs(inner.taken - exact) <= 2 * eps * np.maximum(abs(space.low), abs(space.high))).all()
+    for _ in range(200):
+        env.step(env.random_action())
+        assert space.contains(inner.taken), inner.taken
+
+
+def test_the_flattened_action_keeps_its_order():
+    env, inner = box_env(low=-1, high=1, shape=(2, 3))
+    env.step(np.arange(6)[None] / 10)
+    np.testing.assert_array_equal(inner.taken, np.float32([[0, 0.1, 0.2], [0.3, 0.4, 0.5]]))
+
+
+@pytest.mark.parametrize(
+    "low, high, shape, message",
+    [
+        ([-1, 0], [1, np.inf], None, "no bounds"),
+        ([-np.inf, 0], [1, 1], None, "no bounds"),
+        (-np.finfo(np.float32).max, np.finfo(np.float32).max, (2,), "no bounds"),
+        (-1, 1, (), "one axis or more"),
+        (-1, 1, (0,), "one axis or more"),
+        ([[-1] * 30] * 30, [[np.inf] * 30] * 30, None, "no bounds"),
+    ],
+)
+def test_boxes_that_cannot_be_mapped_are_one_line(low, high, shape, message):
+    with pytest.raises(EnvError, match=f"BoxNow-v0 has the action space Box.*{message}") as caught:
+        box_env(low=low, high=high, shape=shape)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "InvertedPendulum-v5", "Humanoid-v5"])
+def test_bounded_actions_are_mapped_as_by_gymnasium_to_the_last_digit(env_id):
+    """Runs saved before play their actions back through this."""
+    ours = make_vec(env_id)._backend._envs[0]
+    theirs = RescaleAction(gym.make(env_id), np.float32(-1), np.float32(1))
+    while not isinstance(ours, TransformAction):
+        ours = ours.env
+    for action in (
+        np.random.default_rng(0).uniform(-1, 1, (200, *theirs.action_space.shape)).astype(np.float32)
+    ):
+        np.testing.assert_array_equal(ours.func(action), theirs.func(action))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "where, message",
+    [
+        ("observation", r"observation\[2\] is {} at env step 3 of episode 0"),
+        ("reward", r"reward is {} at env step 3 of episode 0"),
+        ("reset", r"observation\[1\] is {} at env step 0 of episode 1"),
+    ],
+)
+def test_what_is_not_finite_is_refused_by_name(where, value, message):
+    gym.register("BrokenNow-v0", gym.spec("Broken-v0").entry_point, kwargs={"where": where, "value": value})
+    try:
+        env = make_vec("BrokenNow-v0", 2)
+    finally:
+        del gym.registry["BrokenNow-v0"]
+    env._backend._envs[0].unwrapped.where = None  # the other one breaks
+    env.reset(0)
+    with pytest.raises(EnvError, match="BrokenNow-v0, sub-environment 1: " + message.format(value)) as caught:
+        rollout(env, 5)
+    assert "\n" not in str(caught.value)
 
 
 def test_discrete_actions_count_from_zero():
@@ -186,6 +287,7 @@ def test_an_id_may_name_the_module_that_registers_it(tmp_path, monkeypatch):
         ("", r"unknown environment ''"),
         ("Image-v0", "supported for Atari games by name only"),
         ("Unbounded-v0", "no bounds"),
+        ("Empty-v0", r"observation space Box\(.*\), which holds no number"),
         ("Binary-v0", "only Discrete and real Box"),
     ],
 )
@@ -223,6 +325,50 @@ def test_reset_must_come_first():
     for call in (env.random_action, env.state_dict, lambda: env.step(np.array([0]))):
         with pytest.raises(RuntimeError, match="reset"):
             call()
+
+
+@pytest.mark.parametrize(
+    "env_id, actions, native",
+    [
+        ("CartPole-v1", ((3,), np.int64), ((0,), np.float64)),
+        ("Pendulum-v1", ((3, 1), np.float32), ((0,), np.float64)),
+        ("h1-walk", ((0, 19), np.float32), None),
+        pytest.param("Pong", ((0,), np.int64), None, marks=pytest.mark.atari),
+    ],
+)
+def test_the_form_of_a_saved_state_stays(env_id, actions, native):
+    """Checkpoints of existing runs hold it."""
+    env = make_vec(env_id, 2)
+    env.reset(8)
+    rollout(env, 3)
+    state = env.state_dict()
+    numbers = {name: state[name] for name in ("num_envs", "action_repeat", "seed", "random_draws")}
+    assert numbers == {"num_envs": 2, "action_repeat": 1, "seed": 8, "random_draws": 3}
+    assert all(type(number) is int for number in numbers.values()) and state["env_id"] == env.env_id
+    kinds = {"episode": np.int64, "episode_return": np.float64, "episode_length": np.int64}
+    assert {name: (state[name].shape, state[name].dtype) for name in kinds} == {
+        name: ((2,), kind) for name, kind in kinds.items()
+    }
+    obs = (2, *env.observation_space.shape), env.observation_space.dtype
+    assert (state["obs"].shape, state["obs"].dtype) == obs
+    assert [(taken.shape, taken.dtype) for taken in state["actions"]] == [actions] * 2
+    if native is not None:
+        assert (state["native"].shape, state["native"].dtype) == native
+    names = {*numbers, *kinds, "env_id", "obs", "actions", "native"}
+    assert state.keys() == names
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", pytest.param("Pong", marks=pytest.mark.atari)])
+def test_what_needs_no_mujoco_does_not_import_it(env_id):
+    """It fails at import where MUJOCO_GL names a library that is missing."""
+    code = (
+        f"import sys, envs; env = envs.make_vec({env_id!r}); env.reset(0); env.step(env.random_action()); "
+        "print('mujoco' in sys.modules)"
+    )
+    for backend in ("osmesa", "egl"):
+        environment = {**os.environ, "MUJOCO_GL": backend}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
 
 
 def test_render_shows_the_first():
