@@ -3,8 +3,8 @@
     python -m benchmarks.vec_overhead [--env h1-walk] [--runs 1 4 12] [--num-envs 1] [--steps 2000] [--blocks 20]
 
 Every K in --runs is one ``VecEnv`` of K runs, whose backend answers every step with arrays made beforehand. Blocks
-take turns; the figures are medians over them, us of CPU time per step of all runs. ``finite`` is the part that looks for
-NaN and infinity.
+take turns; the figures are medians over them, us of CPU time per step of all runs. ``finite`` is the part that looks
+for NaN and infinity.
 """
 
 from __future__ import annotations
