@@ -106,7 +106,7 @@ def play_ours(game: str, num_envs: int) -> Iterator[None]:
     from envs import make_vec
 
     env = make_vec(game, num_envs, 4, atari=AtariConfig(num_threads=1))
-    env.reset(seed=0)
+    env.reset(seeds=0)
     chance = np.random.default_rng(0)
     while True:
         yield

@@ -8,6 +8,7 @@ and restoring; a picture in colour.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium import spaces
 
 from configs.schema import AtariConfig
+from envs.backend import Transition
 from envs.errors import EnvError
+from envs.make import agent_steps
 
 # Mnih et al. 2015, Methods, "Preprocessing".
 SCREEN_SIZE = 84
@@ -28,155 +31,134 @@ FRAMES_PER_SECOND = 60  # of the emulated console
 SEED_PERIOD = 20_000
 
 
-class AtariVector:
-    """N copies of one game: resets on demand, never by itself; the rest as ``gymnasium.vector.VectorEnv``.
+class AtariBackend:
+    """``Backend`` of copies of one game in one ale-py vector.
 
-    Observations are (N, 4, 84, 84) uint8, oldest frame first, zeros before an episode's first frame.
+    Observations are (R, 4, 84, 84) uint8, oldest frame first, zeros before an episode's first frame. A lost life can
+    be ``terminated`` without the game being ``over``.
 
     Args:
         game: cartridge, such as ``beam_rider``.
-        num_envs: N.
+        num_rows: copies.
         frame_skip: frames for which an action is held; the last two are pooled by their maximum.
         config: the protocol.
-        picture: whether ``picture`` will be asked for.
+        picture: whether ``render`` will be asked for.
     """
 
-    metadata = {"render_fps": FRAMES_PER_SECOND}  # noqa: RUF012
+    frames_per_second = float(FRAMES_PER_SECOND)
 
     def __init__(
-        self, game: str, num_envs: int, frame_skip: int, config: AtariConfig, picture: bool = False
+        self, game: str, num_rows: int, frame_skip: int, config: AtariConfig, picture: bool = False
     ) -> None:
         self._config = config
         self._protocol = {**dataclasses.asdict(config), "game": game, "frame_skip": frame_skip}
         del self._protocol["num_threads"]  # never changes a result
-        self._consoles = Consoles(game, num_envs, frame_skip, config, picture)
-        self.num_envs = num_envs
-        self.single_observation_space = spaces.Box(0, 255, (STACK, SCREEN_SIZE, SCREEN_SIZE), np.uint8)
-        self.single_action_space = spaces.Discrete(self._consoles.num_actions)
+        self._consoles = Consoles(game, num_rows, frame_skip, config, picture)
+        self.max_episode_steps = agent_steps(config.max_frames, frame_skip)
+        self.observation_space: spaces.Box = spaces.Box(0, 255, (STACK, SCREEN_SIZE, SCREEN_SIZE), np.uint8)
+        self.action_space: spaces.Box | spaces.Discrete = spaces.Discrete(self._consoles.num_actions)
         self._sticky = config.sticky_probability if config.sticky_unit == "step" else 0.0
-        self._episode_seed = np.zeros(num_envs, dtype=np.int64)
-        self._steps = np.zeros(num_envs, dtype=np.int64)  # of the present game
-        self._console_seed = np.zeros(num_envs, dtype=np.int64)
-        self._log = [bytearray() for _ in range(num_envs)]  # actions played since the console was seeded
-        self._held = np.zeros(num_envs, dtype=np.int64)  # action that a sticky step repeats
-        self._lives = np.zeros(num_envs, dtype=np.int64)
-        self._shown = np.ones(num_envs, dtype=np.int64)  # frames of the learner's episode in the stack
-        self._generators = [np.random.default_rng(0)] * num_envs
-        self.forget()
+        self._episode_seed = np.zeros(num_rows, dtype=np.int64)
+        self._steps = np.zeros(num_rows, dtype=np.int64)  # of the present game
+        self._console_seed = np.zeros(num_rows, dtype=np.int64)
+        self._log = [bytearray() for _ in range(num_rows)]  # actions played since the console was seeded
+        self._last_action = np.zeros(num_rows, dtype=np.int64)  # which a sticky step repeats
+        self._lives = np.zeros(num_rows, dtype=np.int64)
+        self._shown = np.ones(num_rows, dtype=np.int64)  # frames of the learner's episode in the stack
+        self._generators = [np.random.default_rng(0)] * num_rows
+        self._obs = np.zeros((num_rows, *self.observation_space.shape), dtype=np.uint8)
 
-    def forget(self) -> None:
-        """Make the next reset independent of everything played so far."""
-        self._must_seed = True
+    def start(self, seeds: Sequence[int]) -> np.ndarray:
+        return self._begin(np.arange(len(self._log)), seeds, must_seed=True)
 
-    def reset(self, seed: list[int], options: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start a new game where ``options["reset_mask"]`` (N,) bool holds; return all present observations.
+    def restart(self, rows: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+        return self._begin(rows, seeds, must_seed=False)
 
-        Args:
-            seed: of every sub-environment's next game, 32 bits each; unused where no reset is asked for.
-            options: with the mask.
-        """
-        mask = options["reset_mask"]
-        if mask.any():
-            played = np.array([len(log) for log in self._log])
-            seeded = mask & (self._must_seed | (played >= SEED_PERIOD))
-            self._must_seed = False
-            self._episode_seed[mask] = np.asarray(seed)[mask]
-            self._console_seed[seeded] = self._episode_seed[seeded] & 0x7FFFFFFF  # a C int
-            for index in np.flatnonzero(seeded):
-                self._log[index].clear()
-            obs, self._lives = self._consoles.reset(mask, np.where(seeded, self._console_seed, -1))
-            self._obs = np.where(mask[:, None, None, None], obs, self._obs) if not mask.all() else obs
-            self._steps[mask] = self._held[mask] = 0
-            self._shown[mask] = 1
-            for index in np.flatnonzero(mask):
-                self._generators[index] = np.random.default_rng(self._episode_seed[index])
-        return self._obs, {}
-
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """Play one agent step everywhere; games that are over must be reset before the next.
-
-        Args:
-            actions: (N,) int64.
-
-        Returns:
-            observations where the actions led, raw rewards (N,) float64, terminated, truncated, and infos:
-            ``game_over`` (N,) bool (false where only a life was lost) and ``learner_reward`` (N,), clipped if so
-            configured.
-        """
+    def step(self, actions: np.ndarray) -> Transition:
         actions = self._stick(actions)
         for log, action in zip(self._log, actions.tolist(), strict=True):
             log.append(action)
         self._steps += 1
-        obs, reward, terminated, truncated, lives = self._consoles.step(actions)
+        next_obs, reward, terminated, truncated, lives = self._consoles.step(actions)
         over = terminated | truncated
         lost_life = (lives < self._lives) & ~over & self._config.episodic_life
         self._lives = lives
         self._shown = np.minimum(self._shown + 1, STACK)
-        self._blank(obs, self._shown)
-        self._obs = obs
+        self._blank(next_obs, self._shown)
+        self._obs = next_obs
         if lost_life.any():
             self._shown[lost_life] = 1
-            self._obs = obs.copy()
+            self._obs = next_obs.copy()
             self._blank(self._obs, self._shown)
-        infos = {
-            "game_over": over,
-            "learner_reward": np.sign(reward) if self._config.reward_clipping else reward,
-        }
-        return obs, reward, terminated | lost_life, truncated, infos
+        to_learn = np.sign(reward) if self._config.reward_clipping else reward
+        return Transition(next_obs, self._obs, reward, to_learn, terminated | lost_life, truncated, over)
 
-    def picture(self, index: int) -> np.ndarray:
-        """Return the console's picture, (height, width, 3) uint8; only of sub-environment 0."""
-        if index:
-            raise ValueError(f"only sub-environment 0 has a picture, not {index}")
-        return self._consoles.picture()
-
-    def get_state(self) -> dict[str, Any]:
-        """Return what ``set_state`` needs: seeds, counters and the actions played since the consoles were seeded."""
-        return {
+    def state_dict(self, rows: slice) -> dict[str, Any]:
+        """Return seeds, counters and the actions played since the consoles were seeded."""
+        native = {
             "protocol": self._protocol,
-            "episode_seed": self._episode_seed.copy(),
-            "console_seed": self._console_seed.copy(),
-            "steps": self._steps.copy(),
-            "held": self._held.copy(),
-            "shown": self._shown.copy(),
-            "actions": [np.frombuffer(bytes(log), np.uint8).copy() for log in self._log],
+            "episode_seed": self._episode_seed[rows].copy(),
+            "console_seed": self._console_seed[rows].copy(),
+            "steps": self._steps[rows].copy(),
+            "held": self._last_action[rows].copy(),
+            "shown": self._shown[rows].copy(),
+            "actions": [np.frombuffer(bytes(log), np.uint8).copy() for log in self._log[rows]],
         }
+        return {"native": native}
 
-    def set_state(self, state: dict[str, Any]) -> np.ndarray:
-        """Take up a saved state by playing its actions again; return the observations reached.
+    def load_state_dict(self, states: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> np.ndarray:
+        saved = [state["native"] for state in states]
+        for native in saved:
+            for name, ours in self._protocol.items():
+                theirs = native["protocol"].get(name)
+                if theirs != ours:
+                    raise EnvError(f"the state was saved with {name} = {theirs!r}, not {ours!r}")
 
-        Raises:
-            EnvError: the state was saved under another protocol.
-        """
-        for name, ours in self._protocol.items():
-            if state["protocol"].get(name) != ours:
-                raise EnvError(
-                    f"the state was saved with {name} = {state['protocol'].get(name)!r}, not {ours!r}"
-                )
-        self._must_seed = False
-        for name in ("episode_seed", "console_seed", "steps", "held", "shown"):
-            setattr(self, f"_{name}", np.array(state[name], dtype=np.int64))
-        self._log = [bytearray(np.asarray(actions, dtype=np.uint8).tobytes()) for actions in state["actions"]]
+        def joined(name: str) -> np.ndarray:
+            return np.concatenate([np.asarray(native[name]) for native in saved]).astype(np.int64)
+
+        self._episode_seed, self._console_seed = joined("episode_seed"), joined("console_seed")
+        self._steps, self._last_action, self._shown = joined("steps"), joined("held"), joined("shown")
+        played = [actions for native in saved for actions in native["actions"]]
+        self._log = [bytearray(np.asarray(actions, dtype=np.uint8).tobytes()) for actions in played]
         self._obs, self._lives = self._replay()
         self._blank(self._obs, self._shown)
-        for index, seed in enumerate(self._episode_seed):
-            self._generators[index] = np.random.default_rng(seed)
+        for row, seed in enumerate(self._episode_seed):
+            self._generators[row] = np.random.default_rng(seed)
             if self._sticky:
-                self._generators[index].random(self._steps[index])
+                self._generators[row].random(self._steps[row])
         return self._obs
 
+    def render(self) -> np.ndarray:
+        return self._consoles.picture()
+
     def close(self) -> None:
-        """Stop the emulators."""
-        del self._consoles
+        del self._consoles  # which stops the emulators
+
+    def _begin(self, rows: np.ndarray, seeds: Sequence[int], must_seed: bool) -> np.ndarray:
+        """Start a new game in ``rows``; return what to act on in all."""
+        mask = np.zeros(len(self._log), dtype=np.bool_)
+        mask[rows] = True
+        played = np.array([len(log) for log in self._log])
+        seeded = mask & (must_seed | (played >= SEED_PERIOD))
+        self._episode_seed[rows] = seeds
+        self._console_seed[seeded] = self._episode_seed[seeded] & 0x7FFFFFFF  # a C int
+        for row in np.flatnonzero(seeded):
+            self._log[row].clear()
+        obs, self._lives = self._consoles.reset(mask, np.where(seeded, self._console_seed, -1))
+        self._obs = np.where(mask[:, None, None, None], obs, self._obs)
+        self._steps[rows] = self._last_action[rows] = 0
+        self._shown[rows] = 1
+        for row in rows.tolist():
+            self._generators[row] = np.random.default_rng(self._episode_seed[row])
+        return self._obs
 
     def _stick(self, actions: np.ndarray) -> np.ndarray:
         """Keep the last action played with the sticky probability; a game's first can be replaced by a no-op."""
         if self._sticky:
             drawn = np.array([generator.random() for generator in self._generators])
-            actions = np.where(drawn < self._sticky, self._held, actions)
-        self._held = actions
+            actions = np.where(drawn < self._sticky, self._last_action, actions)
+        self._last_action = actions
         return actions
 
     def _blank(self, obs: np.ndarray, shown: np.ndarray) -> None:
@@ -188,8 +170,8 @@ class AtariVector:
         """Play every log again so that all end together; return observations and lives."""
         lengths = np.array([len(log) for log in self._log])
         start = lengths.max() - lengths
-        everywhere = np.ones(self.num_envs, dtype=np.bool_)
-        obs, lives = self._consoles.reset(everywhere, np.full(self.num_envs, -1))
+        everywhere, unseeded = np.ones(len(lengths), dtype=np.bool_), np.full(len(lengths), -1)
+        obs, lives = self._consoles.reset(everywhere, unseeded)
         for time in range(lengths.max() + 1):
             if (starting := start == time).any():
                 obs, lives = self._consoles.reset(starting, np.where(starting, self._console_seed, -1))
@@ -202,7 +184,7 @@ class AtariVector:
             ]
             obs, _, terminated, truncated, lives = self._consoles.step(np.array(actions))
             if (ended := (terminated | truncated) & playing).any():
-                obs, lives = self._consoles.reset(ended, np.full(self.num_envs, -1))
+                obs, lives = self._consoles.reset(ended, unseeded)
         return obs, lives
 
 
@@ -213,7 +195,7 @@ class Consoles:
     """
 
     def __init__(self, game: str, num_envs: int, frame_skip: int, config: AtariConfig, picture: bool) -> None:
-        protocol = {
+        protocol: dict[str, Any] = {
             "frameskip": frame_skip,
             "repeat_action_probability": config.sticky_probability if config.sticky_unit == "frame" else 0.0,
             "full_action_space": config.full_action_set,
@@ -226,7 +208,7 @@ class Consoles:
             # Nothing is reset by itself as long as every game that is over is reset before the next step.
             "autoreset_mode": "NextStep",
         }
-        shape = {"img_height": SCREEN_SIZE, "img_width": SCREEN_SIZE, "stack_num": STACK}
+        shape: dict[str, Any] = {"img_height": SCREEN_SIZE, "img_width": SCREEN_SIZE, "stack_num": STACK}
         self._grey = AtariVectorEnv(game, num_envs, num_threads=config.num_threads, **shape, **protocol)
         self._colour = None
         if picture:
@@ -235,7 +217,9 @@ class Consoles:
             self._colour = AtariVectorEnv(game, 1, num_threads=1, **shape, **protocol)
             self._picture, _ = self._colour.reset()
         self._grey.reset()  # the first must be of all
-        self.num_actions = int(self._grey.single_action_space.n)
+        actions = self._grey.single_action_space
+        assert isinstance(actions, spaces.Discrete)
+        self.num_actions = int(actions.n)
 
     def reset(self, mask: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Reset where ``mask`` (N,) holds, reseeding where ``seeds`` is not -1; return observations and lives."""
@@ -260,5 +244,7 @@ class Consoles:
 def screen_shape(game: str) -> tuple[int, int]:
     """Return height and width of a game's picture in pixels: 210 x 160, 250 x 160 for some."""
     console = ALEInterface()
-    console.loadROM(roms.get_rom_path(game))
+    cartridge = roms.get_rom_path(game)
+    assert cartridge is not None, game
+    console.loadROM(cartridge)
     return console.getScreenDims()

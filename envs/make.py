@@ -8,11 +8,13 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.wrappers import FlattenObservation, RepeatAction, RescaleAction, TransformAction
+from gymnasium.wrappers import FlattenObservation, RepeatAction, TransformAction
+from gymnasium.wrappers.utils import rescale_box
 
 from common.games import NAMESPACE, find_game, game_names
 from envs.errors import EnvError
@@ -76,11 +78,14 @@ def make_env(env_id: str, action_repeat: int = 1, render_mode: str | None = None
     if render_mode == "rgb_array":
         # Without it pygame, which draws the classic-control tasks, complains about a missing display.
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    rendering = {} if render_mode is None else {"render_mode": render_mode}
-    if rendering and any(word in str(gym.spec(resolved).entry_point) for word in ("mujoco", "official")):
+    if render_mode is not None and any(
+        word in str(gym.spec(resolved).entry_point) for word in ("mujoco", "official")
+    ):
         select_gl_backend()  # Gymnasium's own choice needs a display
     try:
-        env = gym.make(resolved, disable_env_checker=True, **rendering)
+        # Without a mode the argument is left out: an environment need not know it.
+        rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+        env: gym.Env = gym.make(resolved, disable_env_checker=True, **rendering)
     except (gym.error.Error, ImportError) as error:
         raise EnvError(f"cannot build {resolved}: {' '.join(str(error).split())}") from error
     try:
@@ -103,26 +108,49 @@ def _standard_action(env: gym.Env, env_id: str) -> gym.Env:
         if space.start == 0:
             return env
         return TransformAction(env, lambda action: action + space.start, spaces.Discrete(int(space.n)))
+    has = f"{env_id} has the action space {' '.join(str(space).split())}"
     if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
-        raise EnvError(f"{env_id} has the action space {space}; only Discrete and real Box are supported")
-    if not space.is_bounded():
-        raise EnvError(f"{env_id} has the action space {space}, which has no bounds to map [-1, 1] to")
-    if np.all(space.low == -1) and np.all(space.high == 1):
+        raise EnvError(f"{has}; only Discrete and real Box are supported")
+    if not space.shape or 0 in space.shape:
+        raise EnvError(f"{has}; only shapes of one axis or more that hold a number are supported")
+    with np.errstate(over="ignore"):  # the largest floats stand for no bounds, too
+        if not np.isfinite(space.high - space.low).all():
+            raise EnvError(f"{has}, which has no bounds to map [-1, 1] to")
+    if len(space.shape) == 1 and np.all(space.low == -1) and np.all(space.high == 1):
         return env
-    return RescaleAction(env, np.float32(-1), np.float32(1))
+    return _rescaled_action(env, space)
+
+
+def _rescaled_action(env: gym.Env, space: spaces.Box) -> gym.Env:
+    """Map a vector in [-1, 1] to a bounded Box of any shape; where both bounds are one number, that is the action."""
+    free = space.low < space.high
+    # Gymnasium's arithmetic to the last digit: saved actions are played back through it.
+    _, _, from_unit = rescale_box(
+        spaces.Box(space.low[free], space.high[free], dtype=space.dtype.type), np.float32(-1), np.float32(1)
+    )
+
+    def to_space(action: np.ndarray) -> np.ndarray:
+        mapped = space.low.copy()
+        mapped[free] = from_unit(action.reshape(space.shape)[free])
+        return np.minimum(np.maximum(mapped, space.low), space.high)  # rounding can lead out of the bounds
+
+    return TransformAction(env, to_space, spaces.Box(-1, 1, (space.low.size,), space.dtype.type))
 
 
 def _standard_observation(env: gym.Env, env_id: str) -> gym.Env:
     space = env.observation_space
+    has = f"{env_id} has the observation space {' '.join(str(space).split())}"
     if any(isinstance(leaf, spaces.Box) and _is_image(leaf) for leaf in _leaves(space)):
         raise EnvError(
             f"{env_id} has image observations, which are supported for Atari games by name only, such as Asterix"
         )
     if not space.is_np_flattenable:
-        raise EnvError(f"{env_id} has the observation space {space}, which cannot be flattened to a vector")
-    if isinstance(space, spaces.Box) and len(space.shape) == 1:
-        return env
-    return FlattenObservation(env)
+        raise EnvError(f"{has}, which cannot be flattened to a vector")
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        env = FlattenObservation(env)
+    if env.observation_space.shape == (0,):
+        raise EnvError(f"{has}, which holds no number")
+    return env
 
 
 def _is_image(space: spaces.Box) -> bool:

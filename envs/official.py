@@ -18,7 +18,6 @@ import types
 from typing import Any
 
 import gymnasium as gym
-import mujoco
 import numpy as np
 
 from envs.errors import EnvError
@@ -79,12 +78,14 @@ def _import() -> list[gym.envs.registration.EnvSpec]:
     if importlib.util.find_spec("jax") is None:
         # The package imports names that need jax at module level; its flat tasks never use them.
         unused = types.ModuleType(_POLICY_CONVERTER)
-        unused.TorchModel = unused.TorchPolicy = None
+        unused.__dict__.update(TorchModel=None, TorchPolicy=None)
         sys.modules.setdefault(_POLICY_CONVERTER, unused)
     try:
         importlib.import_module("humanoid_bench")
     except ImportError as error:
         raise EnvError(f"humanoid_bench cannot be imported: {error}; to install it: {INSTALL}") from error
+    import mujoco  # which other environments do not need
+
     sizes = importlib.import_module("humanoid_bench.dmc_deps.dmc_sizes").array_sizes
     for struct, owner in (("mjmodel", mujoco.MjModel), ("mjdata", mujoco.MjData)):
         sizes[struct] = {field: size for field, size in sizes[struct].items() if hasattr(owner, field)}
@@ -107,7 +108,8 @@ class _Modern(gym.Wrapper):
 
     def render(self) -> np.ndarray | None:
         """Draw with the renderer's current signature, without the original's marker of the target."""
-        return self.unwrapped.mujoco_renderer.render(self.render_mode)
+        original: Any = self.unwrapped
+        return original.mujoco_renderer.render(self.render_mode)
 
 
 def make_official(render_mode: str | None = None, **kwargs: Any) -> gym.Env:

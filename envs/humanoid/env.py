@@ -51,8 +51,10 @@ class HumanoidEnv(gym.Env):
         self._simulation = Simulation(self._scene)
         self._view = View(self._scene, width, height, menagerie)
         self.render_mode = render_mode
-        self.observation_space = spaces.Box(-np.inf, np.inf, (self._scene.observation_size,), np.float64)
-        self.action_space = spaces.Box(-1, 1, (len(JOINTS),), np.float32)
+        self.observation_space: spaces.Box = spaces.Box(
+            -np.inf, np.inf, (self._scene.observation_size,), np.float64
+        )
+        self.action_space: spaces.Box = spaces.Box(-1, 1, (len(JOINTS),), np.float32)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -7,7 +7,7 @@ import numpy as np
 
 from envs.humanoid.locomotion import small_control, standing, upright
 from envs.humanoid.rewards import INFINITY, tolerance
-from envs.humanoid.robot import STANDING_QPOS
+from envs.humanoid.robot import STANDING_QPOS, Quaternion, Vector
 from envs.humanoid.scenery import (
     BOX,
     CYLINDER,
@@ -150,13 +150,13 @@ class Door(Task):
 
     name, success = "door", 600.0
     # In the hatch's frame: position, radius and half length, turn. Axles, handles, bolts.
-    hatch_parts = (
+    hatch_parts: tuple[tuple[Vector, tuple[float, float], Quaternion], ...] = (
         *(((x, 0, 0), (0.05, 0.05), ALONG_X) for x in (-0.12, 0.12)),
         *(((x, -0.1, 0), (0.02, 0.1), ALONG_Y) for x in (-0.141, 0.141)),
         *(((x, 0.07, 0), (0.01, 0.07), ALONG_Y) for x in (0.15, -0.15)),
     )
     # In the door frame's frame: position, half lengths. The frame around the door, the room's walls.
-    walls = (
+    walls: tuple[tuple[Vector, Vector], ...] = (
         *(((0, y, 1), (0.12, 0.14, 1)) for y in (0.66, -0.66)),
         ((0, 0, 2.19), (0.12, 0.82, 0.19)),
         *(((-1.31, y, 1.19), (1.19, 0.12, 1.19)) for y in (-0.7, 0.7)),
@@ -175,8 +175,8 @@ class Door(Task):
         for pos, size, quat in self.hatch_parts:
             add_shape(hatch, CYLINDER, pos, size, (0.35, 0.36, 0.38, 1), quat=quat)
         frame = spec.worldbody.add_body(name="door_frame", pos=(0.8, 0, 0))
-        for pos, size in self.walls:
-            add_shape(frame, BOX, pos, size, GLASS)
+        for pos, half_lengths in self.walls:
+            add_shape(frame, BOX, pos, half_lengths, GLASS)
         add_position_sensor(spec, "hatch_position", mujoco.mjtObj.mjOBJ_XBODY, "hatch")
         add_hand_sensors(spec, "left", "right")
 

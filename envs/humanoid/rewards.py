@@ -6,7 +6,7 @@ Definition: ``tolerance`` of the DeepMind Control Suite (Tassa et al. 2018, sect
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def tolerance(
     margin: float = 0.0,
     sigmoid: Sigmoid = "gaussian",
     value_at_margin: float = 0.1,
-) -> np.ndarray | float:
+) -> np.ndarray:
     """Return 1 where ``lower <= x <= upper``, falling to ``value_at_margin`` at a distance of ``margin``.
 
     With d the distance to the interval in units of the margin and v the value at the margin:
@@ -35,15 +35,18 @@ def tolerance(
         sigmoid: how the value falls off.
         value_at_margin: in (0, 1) for gaussian, [0, 1) otherwise.
     """
-    maximum = np.maximum
+    # Any: NumPy's and Python's arithmetic, written once.
+    value: Any = x
+    maximum: Any = np.maximum
+    beyond: Any
     if np.ndim(x) == 0:  # a single environment: Python's arithmetic is ten times cheaper on single numbers
-        x, maximum = float(x), max
+        value, maximum = float(x), max
     if lower == upper:
-        beyond = abs(x - lower)
+        beyond = abs(value - lower)
     elif upper == INFINITY:
-        beyond = maximum(lower - x, 0.0)
+        beyond = maximum(lower - value, 0.0)
     else:
-        beyond = maximum(maximum(lower - x, x - upper), 0.0)
+        beyond = maximum(maximum(lower - value, value - upper), 0.0)
     if margin == 0.0:
         return (beyond <= 0.0) * 1.0
     distance = beyond / margin

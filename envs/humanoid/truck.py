@@ -7,7 +7,7 @@ import numpy as np
 
 from envs.humanoid.locomotion import upright
 from envs.humanoid.rewards import tolerance
-from envs.humanoid.robot import STANDING_QPOS
+from envs.humanoid.robot import STANDING_QPOS, Vector
 from envs.humanoid.scenery import BOX, CYLINDER, GLASS, add_position_sensor, add_shape
 from envs.humanoid.task import Components, Readings, Task
 
@@ -39,7 +39,7 @@ class Truck(Task):
     memory_size = 17
     lifted_by = 0.1  # m: what counts as picked up
     # In the truck's frame: position and half lengths. The bed, the walls, the roof.
-    truck = (
+    truck: tuple[tuple[Vector, Vector], ...] = (
         ((0, 0, 0.5), (4, 1.2, 0.5)),
         *(((0, y, 2), (4, 0.05, 1)) for y in (1.15, -1.15)),
         ((4, 0, 2), (0.05, 1.2, 1)),
@@ -79,7 +79,7 @@ class Truck(Task):
         heights[:] = np.where(known > 0, heights, packages[..., 2])
         known[:] = 1
         lifted = packages[..., 2] > heights + self.lifted_by
-        on_table = ((packages > TABLE_LOW) & (packages < TABLE_HIGH)).all(axis=-1)
+        on_table = np.asarray(((packages > TABLE_LOW) & (packages < TABLE_HIGH)).all(axis=-1))
         moved = np.zeros(readings.base_height.shape)
         changes = ((place == ON_TRUCK) & lifted) | ((place == PICKED_UP) & on_table)
         changes |= (place == ON_TABLE) & ~on_table

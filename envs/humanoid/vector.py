@@ -19,6 +19,7 @@ from envs.humanoid.simulation import Simulation, scene
 from envs.humanoid.task import Components, Readings
 from envs.humanoid.view import View
 
+Verdict = tuple[np.ndarray, Components, np.ndarray]  # rewards, their parts, terminations
 EVERYONE = slice(None)  # as an index: all sub-environments, without the cost of an array of indices
 
 
@@ -44,6 +45,7 @@ class HumanoidVectorEnv(VectorEnv):
         width: int = 640,
         height: int = 480,
         menagerie: str | Path | None = None,
+        scalar_rewards: bool | None = None,
     ) -> None:
         """Build the environments.
 
@@ -58,6 +60,9 @@ class HumanoidVectorEnv(VectorEnv):
             width, height: size of rendered frames, pixels.
             menagerie: folder of a clone of MuJoCo Menagerie, whose meshes of the H1 are then drawn; None for the
                 environment variable MUJOCO_MENAGERIE_PATH, without which the robot is drawn by its collision hulls.
+            scalar_rewards: compute rewards one environment at a time, on plain numbers, instead of on arrays; None:
+                where there is one environment only, which makes it far cheaper. The two can differ in the last digit:
+                Python squares a number by C's ``pow``, NumPy an array by a multiplication.
 
         Raises:
             ValueError: a mode that is not supported, a count below 1.
@@ -72,17 +77,21 @@ class HumanoidVectorEnv(VectorEnv):
         self.render_mode = render_mode
         self.num_envs = num_envs
         self.action_repeat = action_repeat
-        self.single_observation_space = single.observation_space
-        self.single_action_space = single.action_space
-        self.observation_space: spaces.Box = batch_space(self.single_observation_space, num_envs)
-        self.action_space: spaces.Box = batch_space(self.single_action_space, num_envs)
+        self.single_observation_space: spaces.Box = single.observation_space
+        self.single_action_space: spaces.Box = single.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
 
         self._scene = scene(task)
         self._task = self._scene.task
         self._limit = max_episode_steps or self._task.max_episode_steps
+        self._scalar_rewards = num_envs == 1 if scalar_rewards is None else scalar_rewards
         self._same_step = autoreset_mode == AutoresetMode.SAME_STEP
         self._simulations = [Simulation(self._scene) for _ in range(num_envs)]
         self._generators: list[np.random.Generator | None] = [None] * num_envs
+        self._verdicts: dict[
+            int, Verdict
+        ] = {}  # on the last frame, by sub-environment, if rewards are scalar
         self._view = View(self._scene, width, height, menagerie)
         threads = min(num_threads or _available_cores(), num_envs)
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
@@ -188,13 +197,13 @@ class HumanoidVectorEnv(VectorEnv):
         """Return a picture of one sub-environment, (height, width, 3) uint8."""
         return self._view.picture(self._simulations[index].data)
 
-    def get_state(self) -> np.ndarray:
+    def get_state(self, rows: slice = EVERYONE) -> np.ndarray:
         """Return the state of every sub-environment, (N, size) float64: simulation, then frames since the reset.
 
-        The random generators are not part of it: they are used by resets only.
+        With ``rows`` only theirs. The random generators are not part of it: they are used by resets only.
         """
-        states = [simulation.get_state() for simulation in self._simulations]
-        return np.column_stack((states, self._elapsed))
+        states = [simulation.get_state() for simulation in self._simulations[rows]]
+        return np.column_stack((states, self._elapsed[rows]))
 
     def set_state(self, states: np.ndarray) -> None:
         """Continue from a result of ``get_state``, bit for bit."""
@@ -212,24 +221,28 @@ class HumanoidVectorEnv(VectorEnv):
         self._view.close()
 
     def _reset_one(self, index: int, seed: int | None) -> None:
-        if seed is not None or self._generators[index] is None:
-            self._generators[index], _ = seeding.np_random(seed)
-        self._simulations[index].reset(self._generators[index])
+        generator = self._generators[index]
+        if seed is not None or generator is None:
+            generator, _ = seeding.np_random(seed)
+            self._generators[index] = generator
+        self._simulations[index].reset(generator)
         self._elapsed[index] = 0
         self._ended[index] = False
         self._collect(index)
 
     def _advance(self, running: np.ndarray, controls: np.ndarray) -> None:
-        """Step the physics of the sub-environments ``running`` by one frame and collect their readings."""
+        """Step the physics of the sub-environments ``running`` by one frame and collect what it led to."""
         waiting = iter(running.tolist())
 
         def work() -> None:
             for index in waiting:  # shared by the threads: whoever is free takes the next one
                 self._simulations[index].step(controls[index])
                 self._collect(index)
+                if self._scalar_rewards:  # here, where other threads' physics goes on meanwhile
+                    self._verdicts[index] = self._judge_one(index)
 
         helpers = min(self._threads, running.size) - 1
-        others = [self._pool.submit(work) for _ in range(helpers)]
+        others = [self._pool.submit(work) for _ in range(helpers)] if self._pool is not None else []
         work()
         for other in others:
             other.result()
@@ -240,13 +253,13 @@ class HumanoidVectorEnv(VectorEnv):
         self._readings.qvel[index] = own.qvel
         self._readings.sensordata[index] = own.sensordata
 
-    def _judge(self, running: np.ndarray | slice) -> tuple[np.ndarray, Components, np.ndarray]:
+    def _judge(self, running: np.ndarray | slice) -> Verdict:
         """Return rewards, their parts and terminations of the sub-environments ``running``."""
-        if self.num_envs == 1:  # arithmetic on single numbers is far cheaper than on arrays of one
-            own = self._simulations[0]
-            reward, components = self._task.reward(own.readings, own.memory)
-            ended = self._task.terminated(own.readings, own.memory)
-            return reward, {name: np.array([value]) for name, value in components.items()}, ended
+        if self._scalar_rewards:
+            verdicts = [self._verdicts[index] for index in self._indices[running].tolist()]
+            rewards, parts, ended = zip(*verdicts, strict=True)
+            columns = {name: np.array([part[name] for part in parts]) for name in parts[0]}
+            return np.array(rewards), columns, np.array(ended)
         readings, memory = self._readings, self._memory
         if running is not EVERYONE:
             layout, qpos, qvel, sensordata = readings
@@ -256,6 +269,12 @@ class HumanoidVectorEnv(VectorEnv):
         if running is not EVERYONE:
             self._memory[running] = memory
         return reward, components, self._task.terminated(readings, memory)
+
+    def _judge_one(self, index: int) -> Verdict:
+        """Return reward, parts and termination of one sub-environment, plain numbers."""
+        own = self._simulations[index]
+        reward, components = self._task.reward(own.readings, own.memory)
+        return reward, components, self._task.terminated(own.readings, own.memory)
 
     def _note(self, infos: dict[str, Any], components: Components, running: np.ndarray | slice) -> None:
         """Write the parts of the reward into Gymnasium's vector infos: arrays, and masks of who has them."""

@@ -40,7 +40,7 @@ class View:
             select_gl_backend()
             self._renderer = mujoco.Renderer(model, *self._size)
         if self._dressed is not None:
-            data = self._follow(data)
+            data = _copy_pose(data, self._dressed, self._renderer.model)
         self._renderer.update_scene(data, camera=self._scene.task.camera)
         return self._renderer.render()
 
@@ -50,12 +50,12 @@ class View:
             self._renderer.close()
             self._renderer = None
 
-    def _follow(self, data: mujoco.MjData) -> mujoco.MjData:
-        """Return the dressed robot in the pose of ``data``."""
-        for field in ("qpos", "mocap_pos", "mocap_quat"):
-            getattr(self._dressed, field)[:] = getattr(data, field)
-        model = self._renderer.model
-        mujoco.mj_kinematics(model, self._dressed)
-        mujoco.mj_comPos(model, self._dressed)
-        mujoco.mj_camlight(model, self._dressed)
-        return self._dressed
+
+def _copy_pose(data: mujoco.MjData, dressed: mujoco.MjData, model: mujoco.MjModel) -> mujoco.MjData:
+    """Return the dressed robot in the pose of ``data``."""
+    for field in ("qpos", "mocap_pos", "mocap_quat"):
+        getattr(dressed, field)[:] = getattr(data, field)
+    mujoco.mj_kinematics(model, dressed)
+    mujoco.mj_comPos(model, dressed)
+    mujoco.mj_camlight(model, dressed)
+    return dressed

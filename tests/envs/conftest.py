@@ -52,6 +52,55 @@ class UnboundedEnv(CountingEnv):
         self.action_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 
 
+class BoxEnv(gym.Env):
+    """Takes a Box of actions and remembers the last in ``taken``; observes nothing but zeros."""
+
+    def __init__(self, low, high, shape=None, dtype=np.float32):
+        if shape is None:
+            low, high = np.array(low, dtype), np.array(high, dtype)
+        self.action_space = spaces.Box(low, high, shape, dtype)
+        self.observation_space = spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.taken = action
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+
+class BrokenEnv(CountingEnv):
+    """Counts until something in it becomes ``value``: the observation or the reward of step 3, or a later first one."""
+
+    def __init__(self, where, value):
+        super().__init__(length=5)
+        self.where, self.value, self.resets = where, value, 0
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        self.resets += 1
+        if self.where == "reset" and self.resets == 2:
+            obs[1] = self.value
+        return obs, info
+
+    def step(self, action):
+        obs, reward, *ends = super().step(action)
+        if self.count == 3 and self.where == "observation":
+            obs[2] = self.value
+        if self.count == 3 and self.where == "reward":
+            reward = self.value
+        return obs, reward, *ends
+
+
+class EmptyEnv(CountingEnv):
+    """Observes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Box(-1, 1, (0,), np.float32)
+
+
 class ShiftedEnv(CountingEnv):
     """Numbers its three discrete actions from 5 and shows the last one."""
 
@@ -86,6 +135,9 @@ gym.register("CountingBoth-v0", CountingEnv, kwargs={"length": 7}, max_episode_s
 gym.register("CountingForgetful-v0", CountingEnv, kwargs={"forgetful": True})
 gym.register("Image-v0", ImageEnv)
 gym.register("Unbounded-v0", UnboundedEnv)
+gym.register("Box-v0", BoxEnv)
+gym.register("Broken-v0", BrokenEnv)
+gym.register("Empty-v0", EmptyEnv)
 gym.register("Shifted-v0", ShiftedEnv)
 gym.register("Binary-v0", BinaryEnv)
 gym.register("Nested-v0", NestedEnv)

@@ -91,7 +91,7 @@ def test_two_player_cartridges_are_unknown():
 )
 def test_pixels_rewards_and_ends_equal_gymnasiums_preprocessing(game):
     ours = make_vec(game, 1, 4, atari=AtariConfig(sticky_probability=0.0, reward_clipping=False))
-    obs = ours.reset(seed=3)
+    obs = ours.reset(seeds=3)
     assert obs.shape == (1, 4, 84, 84) and obs.dtype == np.uint8 and ours.observation_space.contains(obs[0])
     console = gym.make(f"ALE/{game}-v5", frameskip=1, repeat_action_probability=0.0)
     theirs = AtariPreprocessing(console, noop_max=0, frame_skip=4, screen_size=84)
@@ -116,7 +116,7 @@ def test_pixels_rewards_and_ends_equal_gymnasiums_preprocessing(game):
 def test_picture_is_the_emulators_own(config):
     """An emulator of ALE's other interface, given the seed and the actions that were saved, shows the same screen."""
     env = make_vec("Asterix", 2, 4, "rgb_array", config)
-    env.reset(seed=1)
+    env.reset(seeds=1)
     steps = rollout(env, 100)
     saved = env.state_dict()["native"]
     console = ale_py.ALEInterface()
@@ -144,8 +144,8 @@ def test_picture_is_the_emulators_own(config):
 def test_picture_follows_resets_and_restoring():
     env = make_vec("Breakout", 1, 4, "rgb_array", short())
     blind = make_vec("Breakout", 1, 4, atari=short())
-    env.reset(seed=1)
-    blind.reset(seed=1)
+    env.reset(seeds=1)
+    blind.reset(seeds=1)
     pictures = []
     for _ in range(120):
         assert_same(rollout(env, 1), rollout(blind, 1))
@@ -164,7 +164,7 @@ def test_picture_follows_resets_and_restoring():
 
 def test_sticky_actions_repeat_whole_steps_at_the_given_rate():
     env = make_vec("Pong", 2, 4)
-    env.reset(seed=0)
+    env.reset(seeds=0)
     chosen = np.array([[(time + index) % 6 for time in range(500)] for index in range(2)])
     for time in range(500):
         env.step(chosen[:, time])
@@ -182,7 +182,7 @@ def test_sticky_actions_repeat_whole_steps_at_the_given_rate():
 
 def test_no_sticky_actions_where_none_are_asked_for():
     env = make_vec("Pong", 1, 4, atari=PLAIN)
-    env.reset(seed=0)
+    env.reset(seeds=0)
     chosen = [int(env.random_action()[0]) for _ in range(50)]
     for action in chosen:
         env.step(np.array([action]))
@@ -193,8 +193,8 @@ def test_sticky_frames_are_the_emulators():
     """One action all along: nothing to stick to, whatever the rate. Changing actions: the rate matters."""
     config = AtariConfig(sticky_unit="frame")
     sticky, plain = (make_vec("Pong", 1, 4, atari=c) for c in (config, PLAIN))
-    sticky.reset(seed=0)
-    plain.reset(seed=0)
+    sticky.reset(seeds=0)
+    plain.reset(seeds=0)
     still = np.zeros(1, np.int64)
     assert_same([sticky.step(still) for _ in range(30)], [plain.step(still) for _ in range(30)])
     moves = [np.array([time % 6]) for time in range(60)]
@@ -211,8 +211,8 @@ def test_rewards_are_clipped_for_the_learner_and_raw_in_returns():
     config = AtariConfig(max_frames=1200)
     clipped = make_vec("Asterix", 2, 4, atari=config)
     raw = make_vec("Asterix", 2, 4, atari=envs.atari.dataclasses.replace(config, reward_clipping=False))
-    clipped.reset(seed=0)
-    raw.reset(seed=0)
+    clipped.reset(seeds=0)
+    raw.reset(seeds=0)
     ours, theirs = rollout(clipped, 320), rollout(raw, 320)
     points = np.stack([step.reward for step in theirs])
     np.testing.assert_array_equal(np.stack([step.reward for step in ours]), np.sign(points))
@@ -228,7 +228,7 @@ def test_rewards_are_clipped_for_the_learner_and_raw_in_returns():
 def test_time_limit_truncates_and_keeps_the_last_observation():
     env = make_vec("Pong", 2, 4, atari=short())
     assert env.max_episode_steps == 50
-    first = env.reset(seed=0)
+    first = env.reset(seeds=0)
     steps = rollout(env, 101)
     for time, step in enumerate(steps, start=1):
         ended = time % 50 == 0
@@ -248,8 +248,8 @@ def test_a_lost_life_ends_the_learners_episode_but_not_the_game():
         make_vec("Breakout", 1, 4, atari=envs.atari.dataclasses.replace(CLASSIC, episodic_life=lives))
         for lives in (True, False)
     )
-    with_lives.reset(seed=2)
-    whole.reset(seed=2)
+    with_lives.reset(seeds=2)
+    whole.reset(seeds=2)
     ours, theirs = rollout(with_lives, 400), rollout(whole, 400)
     game_over = [bool(step.terminated[0]) for step in theirs]
     lost = [bool(step.terminated[0]) for step in ours]
@@ -273,9 +273,9 @@ def test_a_lost_life_ends_the_learners_episode_but_not_the_game():
 
 def test_noop_starts_differ_between_games():
     env = make_vec("Freeway", 4, 4, atari=short(CLASSIC))
-    starts = [env.reset(seed=seed)[:, 3] for seed in range(2)]
+    starts = [env.reset(seeds=seed)[:, 3] for seed in range(2)]
     assert len(np.unique(np.concatenate(starts).reshape(8, -1), axis=0)) > 3
-    np.testing.assert_array_equal(env.reset(seed=1)[:, 3], starts[1])
+    np.testing.assert_array_equal(env.reset(seeds=1)[:, 3], starts[1])
 
 
 def test_the_three_protocols_are_what_their_files_say():
@@ -302,14 +302,14 @@ def test_seeds_both_ways_and_any_number_of_threads():
         make_vec("DemonAttack", 2, 4, atari=AtariConfig(num_threads=n)) for n in (1, 1, 2)
     )
     for env in (first, again, threads):
-        env.reset(seed=4)
+        env.reset(seeds=4)
     steps = rollout(first, 80)
     assert_same(steps, rollout(again, 80))
     assert_same(steps, rollout(threads, 80))
     assert (steps[-1].obs[0] != steps[-1].obs[1]).any(), "sub-environments differ"
-    again.reset(seed=5)
+    again.reset(seeds=5)
     assert (rollout(again, 80)[-1].obs != steps[-1].obs).any()
-    again.reset(seed=4)
+    again.reset(seeds=4)
     assert_same(steps, rollout(again, 80))
 
 
@@ -322,7 +322,7 @@ def test_seeds_both_ways_and_any_number_of_threads():
 def test_restore_continues_bit_for_bit(game, config, monkeypatch):
     monkeypatch.setattr(envs.atari, "SEED_PERIOD", 60)  # so that the second of three games is not seeded
     env = make_vec(game, 2, 4, atari=short(config))
-    env.reset(seed=5)
+    env.reset(seeds=5)
     rollout(env, 70)
     state = env.state_dict()
     assert [len(actions) for actions in state["native"]["actions"]] == [70, 70]
@@ -341,7 +341,7 @@ def test_consoles_seeded_at_different_times_are_restored_together(monkeypatch):
     """Each log is played again so that all reach the present at once."""
     monkeypatch.setattr(envs.atari, "SEED_PERIOD", 60)
     env, restored = (make_vec("Breakout", 3, 4) for _ in range(2))
-    env.reset(seed=1)
+    env.reset(seeds=1)
     rollout(env, 330)
     state = env.state_dict()
     assert len({len(actions) for actions in state["native"]["actions"]}) == 3
@@ -351,7 +351,7 @@ def test_consoles_seeded_at_different_times_are_restored_together(monkeypatch):
 
 def test_restore_refuses_another_protocol_and_what_does_not_repeat_itself():
     env = make_vec("Pong", 1, 4)
-    env.reset(seed=0)
+    env.reset(seeds=0)
     rollout(env, 20)
     state = env.state_dict()
     with pytest.raises(EnvError, match=r"saved with sticky_probability = 0\.25, not 0\.0"):
@@ -372,7 +372,7 @@ def test_restore_refuses_another_protocol_and_what_does_not_repeat_itself():
 )
 def test_wrong_actions(action, message):
     env = make_vec("Pong", 2, 4)
-    env.reset(seed=0)
+    env.reset(seeds=0)
     with pytest.raises(ValueError, match=message):
         env.step(np.array(action))
 
@@ -380,7 +380,7 @@ def test_wrong_actions(action, message):
 def test_returned_arrays_are_the_callers():
     env, other = (make_vec("Pong", 1, 4) for _ in range(2))
     for copy in (env, other):
-        copy.reset(seed=0)
+        copy.reset(seeds=0)
     for _ in range(10):
         action = env.random_action()
         step = env.step(action)
@@ -433,7 +433,7 @@ def test_evaluating_does_not_touch_training():
     alone, beside = (make_vec("Asterix", 2, 4) for _ in range(2))
     evaluated = make_vec("Asterix", 2, 4, "rgb_array")
     for env in (alone, beside):
-        env.reset(seed=0)
+        env.reset(seeds=0)
     frames = []
     for _ in range(3):
         evaluate(RandomPolicy(evaluated), evaluated, None, seed=9, frames=frames, steps=20, epsilon=0.1)
@@ -446,7 +446,7 @@ def test_every_game_plays_and_is_restored():
     config = short(AtariConfig(num_threads=1))
     for game in ATARI_SCORES:
         env = make_vec(game, 2, 4, atari=config)
-        env.reset(seed=5)
+        env.reset(seeds=5)
         rollout(env, 120)
         restored = make_vec(game, 2, 4, atari=config)
         restored.load_state_dict(env.state_dict())

@@ -12,6 +12,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from envs import EnvError, make_vec, rendering
+from envs.humanoid import MAX_EPISODE_STEPS
 from envs.humanoid.tasks import TASKS
 
 # HumanoidBench's sizes: 51 for the robot alone, 13 more for each free body, 6 for the hand and its target.
@@ -77,7 +78,7 @@ def test_state_restores_bit_for_bit(task):
 def test_vector_restores_bit_for_bit_with_its_time_limit():
     env = make_vec("h1-stand", num_envs=2, action_repeat=2)
     assert env.max_episode_steps == 500
-    env.reset(seed=0)
+    env.reset(seeds=0)
     actions = [np.clip(0.05 * env.random_action(), -1, 1) for _ in range(40)]
     for action in actions:
         env.step(action)
@@ -96,8 +97,8 @@ def test_vector_restores_bit_for_bit_with_its_time_limit():
 def test_time_limit_truncates():
     env = make_vec("h1-walk", action_repeat=2)
     assert env.max_episode_steps == 500
-    env.reset(seed=0)
-    env._vector._elapsed[:] = 998
+    env.reset(seeds=0)
+    env._backend._vector._elapsed[:] = 998
     step = env.step(np.zeros((1, 19), np.float32))
     assert step.truncated[0] and not step.terminated[0]
 
@@ -115,7 +116,7 @@ def test_actions_out_of_range_are_clipped_and_nan_is_refused():
         env.step(np.zeros(18, np.float32))
     with pytest.raises(ValueError, match="sub-environment 0"):
         vector = make_vec("h1-walk")
-        vector.reset(seed=0)
+        vector.reset(seeds=0)
         vector.step(np.full((1, 19), np.nan))
 
 
@@ -124,6 +125,12 @@ def test_info_holds_the_parts_of_the_reward():
     env.reset(seed=0)
     _, reward, _, _, info = env.step(env.action_space.sample())
     assert reward == pytest.approx(info["small_control"] * info["standing"] * info["upright"] * info["move"])
+
+
+def test_what_is_registered_are_the_tasks():
+    """The table stands apart from the tasks, which import MuJoCo."""
+    assert list(MAX_EPISODE_STEPS.items()) == [(name, task.max_episode_steps) for name, task in TASKS.items()]
+    assert all(name == task.name for name, task in TASKS.items())
 
 
 def test_gym_make_works_after_importing_envs_only():
@@ -161,7 +168,7 @@ def test_gymnasiums_mujoco_environments_render_without_a_display_too():
     if not can_render():
         pytest.skip("neither EGL nor OSMesa on this machine")
     env = make_vec("InvertedPendulum-v5", render_mode="rgb_array")
-    env.reset(seed=0)
+    env.reset(seeds=0)
     assert env.render().std() > 5
     env.close()
 
@@ -171,7 +178,7 @@ def test_vector_renders_the_first():
         pytest.skip("neither EGL nor OSMesa on this machine")
     env = make_vec("h1-walk", num_envs=2, action_repeat=2, render_mode="rgb_array")
     assert env.frames_per_second == 25
-    env.reset(seed=0)
+    env.reset(seeds=0)
     before = env.render()
     env.step(np.stack((np.ones(19), np.zeros(19))))
     assert before.shape == (480, 640, 3) and (env.render() != before).any()

@@ -205,7 +205,7 @@ def test_right_limbs_mirror_left_ones():
 )
 def test_random_policy_fares_as_in_the_original(task, mean_return, error, mean_length, length_error):
     env = make_vec(f"h1-{task}", num_envs=10)
-    env.reset(seed=0)
+    env.reset(seeds=0)
     played = []
     while len(played) < 300:
         played += env.step(env.random_action()).episodes

@@ -69,7 +69,7 @@ class TestWithThePackage:
         native = make_vec(f"h1-{task}-v0", 4)
         assert official.max_episode_steps == native.max_episode_steps
         assert success_score(official.env_id) == success_score(native.env_id)
-        np.testing.assert_array_equal(official.reset(seed=0), native.reset(seed=0))
+        np.testing.assert_array_equal(official.reset(seeds=0), native.reset(seed=0))
         for _ in range(4):
             action = native.random_action()
             expected, got = official.step(action), native.step(action)
@@ -97,12 +97,12 @@ class TestWithThePackage:
     @pytest.mark.parametrize("task", ["reach", "sit_hard"])
     def test_seeds_decide_randomised_tasks(self, task):
         first, again, other = (make_vec(f"humanoid_bench:h1-{task}-v0") for _ in range(3))
-        np.testing.assert_array_equal(first.reset(seed=1), again.reset(seed=1))
-        assert (first.reset(seed=1) != other.reset(seed=2)).any()
+        np.testing.assert_array_equal(first.reset(seeds=1), again.reset(seed=1))
+        assert (first.reset(seeds=1) != other.reset(seed=2)).any()
 
     def test_restores(self):
         env, other = (make_vec("humanoid_bench:h1-walk-v0") for _ in range(2))
-        env.reset(seed=0)
+        env.reset(seeds=0)
         for _ in range(20):
             env.step(env.random_action())
         other.load_state_dict(env.state_dict())
@@ -112,7 +112,7 @@ class TestWithThePackage:
 
     def test_renders(self):
         env = make_vec("humanoid_bench:h1-walk-v0", render_mode="rgb_array")
-        env.reset(seed=0)
+        env.reset(seeds=0)
         assert env.render().std() > 5
         env.close()
 
@@ -123,7 +123,7 @@ class TestWithThePackage:
         env = make_vec("humanoid_bench:h1hand-push-v0", 2, action_repeat=2)
         assert (env.observation_space.shape, env.action_space.shape) == ((163,), (61,))
         assert env.max_episode_steps == 250
-        env.reset(seed=0)
+        env.reset(seeds=0)
         for _ in range(3):
             step = env.step(env.random_action())
         assert np.isfinite(step.next_obs).all() and not step.terminated.any()
