@@ -373,12 +373,11 @@ def make_vec(
 def make_training_env(config: Config, num_runs: int = 1) -> VecEnv:
     """Build the environments that ``num_runs`` runs of ``config`` train in; see ``make_vec`` for errors."""
     env = config.env
-    return make_vec(env.id, env.num_envs, env.action_repeat, atari=config.env.atari, num_runs=num_runs)
+    return make_vec(env.id, env.num_envs, env.action_repeat, atari=env.atari, num_runs=num_runs)
 
 
-def make_evaluation_env(
-    config: Config, num_envs: int, render_mode: str | None = None, num_runs: int = 1
-) -> VecEnv:
-    """Build environments as ``config`` trains in, but for whole games; see ``make_vec`` for errors."""
-    atari = dataclasses.replace(config.env.atari, episodic_life=False)
-    return make_vec(config.env.id, num_envs, config.env.action_repeat, render_mode, atari, num_runs)
+def make_evaluation_env(config: Config, num_envs: int, render_mode: str | None = None) -> VecEnv:
+    """Build environments as one run of ``config`` trains in, but for whole games; see ``make_vec`` for errors."""
+    env = config.env
+    atari = dataclasses.replace(env.atari, episodic_life=False)
+    return make_vec(env.id, num_envs, env.action_repeat, render_mode, atari)

@@ -38,42 +38,6 @@ def make_replay(config, o, a, g, d, k):
     return Rep([A.make_replay(config, o, a, g, d, k - 1 - i) for i in range(k)])
 
 
-class Env:
-    def __init__(self, config, k):
-        self.e = [E.make_training_env(config) for _ in range(k)]
-
-    def __getattr__(self, n):
-        return getattr(self.e[0], n)
-
-    def reset(self, seeds):
-        return np.concatenate([e.reset(s) for e, s in zip(self.e, seeds)])
-
-    def random_action(self):
-        return np.concatenate([e.random_action() for e in self.e])
-
-    def step(self, action):
-        ss = [e.step(a) for e, a in zip(self.e, np.split(action, len(self.e)))]
-        eps = [
-            ep._replace(env_index=ep.env_index + i * self.e[0].num_envs)
-            for i, s in enumerate(ss)
-            for ep in s.episodes
-        ]
-        return Step(*[np.concatenate([s[j] for s in ss]) for j in range(5)], eps)
-
-    def state_dict(self, k):
-        return self.e[k].state_dict()
-
-    def load_state_dict(self, states):
-        return np.concatenate([e.load_state_dict(s) for e, s in zip(self.e, states)])
-
-    def close(self):
-        for e in self.e:
-            e.close()
-
-
-make_training_env = Env
-
-
 class L:
     def __init__(self, l):
         self.l = l

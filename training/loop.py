@@ -18,9 +18,9 @@ from common import checkpoint
 from common.memory import keep_freed_memory
 from common.seeding import stream_seed
 from configs.schema import Config
-from envs import make_evaluation_env
+from envs import make_evaluation_env, make_training_env
 from training._adapter import L as Learner
-from training._adapter import Stack, make_learner, make_replay, make_training_env
+from training._adapter import Stack, make_learner, make_replay
 from training.due import Clock
 from training.folder import claim_run_dir, starting_points
 from training.profiling import StepProfiler
