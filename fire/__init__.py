@@ -10,12 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fire.fire_inplace import FireReport, fire_
-    from fire.metrics.cheap import METRIC_KEYS, measure
-    from fire.network.slot import NetworkSlot
-    from fire.polar.factors import polar_factor, polar_factors
-    from fire.resets.registry import REGISTRY, Reset, reset_networks
-    from fire.resets.report import RESET_KEYS, ResetReport
+    from .fire_inplace import FireReport, fire_
+    from .metrics.cheap import METRIC_KEYS, measure
+    from .network.slot import NetworkSlot
+    from .polar.factors import polar_factor, polar_factors
+    from .resets.registry import REGISTRY, Reset, make_reset, reset_networks
+    from .resets.report import RESET_KEYS, ResetReport
 
 __all__ = [
     "METRIC_KEYS",
@@ -26,6 +26,7 @@ __all__ = [
     "Reset",
     "ResetReport",
     "fire_",
+    "make_reset",
     "measure",
     "polar_factor",
     "polar_factors",
@@ -37,7 +38,7 @@ _HOMES = {
     "fire_inplace": ("FireReport", "fire_"),
     "polar.factors": ("polar_factor", "polar_factors"),
     "resets.report": ("RESET_KEYS", "ResetReport"),
-    "resets.registry": ("REGISTRY", "Reset", "reset_networks"),
+    "resets.registry": ("REGISTRY", "Reset", "make_reset", "reset_networks"),
     "network.slot": ("NetworkSlot",),
 }
 
@@ -45,8 +46,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     for module, names in _HOMES.items():
         if name in names:
-            return getattr(importlib.import_module(f"fire.{module}"), name)
-    raise AttributeError(f"module 'fire' has no attribute {name!r}")
+            return getattr(importlib.import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fire.network.layers import WeightLayer, weight_layers
-from fire.network.scale import layer_scale
-from fire.options import ROLES, check_range
-from fire.resets.report import LayerReport, describe
-from fire.resets.rules import Entry, Orthogonalize
+from .network.layers import WeightLayer, weight_layers
+from .network.scale import layer_scale
+from .options import ROLES, check_range
+from .resets.report import LayerReport, describe
+from .resets.rules import Entry, Orthogonalize
 
 Selector = str | Callable[[WeightLayer], bool] | Sequence["str | Callable[[WeightLayer], bool]"]
 NORMS = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from fire.fields import option
+from .fields import option
 
 SCALES = ("paper", "unit", "mean_singular_value", "preserve_norm")
 METHODS = ("polar", "newton_schulz", "muon")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fire.fields import option
+from .fields import option
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fire.network.probe import leave_no_trace, probe
-from fire.network.scale import layer_scale
-from fire.network.slot import NetworkSlot
-from fire.polar.isometry import dfi_of_gram, short_gram
+from ..network.probe import leave_no_trace, probe
+from ..network.scale import layer_scale
+from ..network.slot import NetworkSlot
+from ..polar.isometry import dfi_of_gram, short_gram
 
 METRIC_KEYS = (
     "plasticity/<network>/dfi",

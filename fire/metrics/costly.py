@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fire.metrics.cheap import effective_rank, joint_norm
-from fire.metrics.trials import gradients, trainability, trial_update
-from fire.network.probe import leave_no_trace, minibatches, probe
-from fire.network.slot import NetworkSlot
+from ..network.probe import leave_no_trace, minibatches, probe
+from ..network.slot import NetworkSlot
+from .cheap import effective_rank, joint_norm
+from .trials import gradients, trainability, trial_update
 
 # Gradients whose agreement is measured: the probe batch is cut into so many minibatches, or fewer if it is small.
 GRADIENT_BATCHES = 8

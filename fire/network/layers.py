@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
-from fire.options import CONV_FORMS
+from ..options import CONV_FORMS
 
 
 @dataclass(frozen=True, eq=False)

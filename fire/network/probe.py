@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import activation
 
-from fire.network.slot import NetworkSlot
+from .slot import NetworkSlot
 
 # Modules whose output is a unit's activation, element by element. Softmax kinds and attention are not.
 ACTIVATIONS = (

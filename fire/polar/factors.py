@@ -22,8 +22,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fire.options import METHODS, NULL_POLICIES
-from fire.polar import routes as polar
+from ..options import METHODS, NULL_POLICIES
+from . import routes as polar
 
 # Coefficients (a, b, c) of one step X <- X (a I + b A + c A^2), A = X^T X.
 NEWTON_SCHULZ = (1.5, -0.5, 0.0)  # FIRE algorithm 1

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fire.network.slot import NetworkSlot
-from fire.options import ResetOptions
-from fire.resets.rules import Entry, Keep, Rule
+from ..network.slot import NetworkSlot
+from ..options import ResetOptions
+from .rules import Entry, Keep, Rule
 
 Write = tuple[str, Tensor, Tensor]
 

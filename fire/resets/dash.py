@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fire.network.probe import leave_no_trace, minibatches
-from fire.network.slot import NetworkSlot
-from fire.options import DashOptions
-from fire.resets.base import Entry, Plan, Reset, entries_of
+from ..network.probe import leave_no_trace, minibatches
+from ..network.slot import NetworkSlot
+from ..options import DashOptions
+from .base import Entry, Plan, Reset, entries_of
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fire.network.slot import NetworkSlot
-from fire.options import PlasticityInjectionOptions
-from fire.resets.base import Plan, Reset
+from ..network.slot import NetworkSlot
+from ..options import PlasticityInjectionOptions
+from .base import Plan, Reset
 
 
 class InjectedHead(nn.Module):

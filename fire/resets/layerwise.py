@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from fire.network.slot import NetworkSlot
-from fire.options import (
+from ..network.slot import NetworkSlot
+from ..options import (
     FireDqnOptions,
     FireOptions,
     FullOptions,
@@ -20,8 +20,8 @@ from fire.options import (
     RandomOrthogonalOptions,
     ShrinkPerturbOptions,
 )
-from fire.resets.base import LayerwiseReset, Plan, Reset, Write
-from fire.resets.rules import Entry, Keep, Orthogonalize, RandomOrthogonal, Redraw, Rule, ShrinkPerturb, Zero
+from .base import LayerwiseReset, Plan, Reset, Write
+from .rules import Entry, Keep, Orthogonalize, RandomOrthogonal, Redraw, Rule, ShrinkPerturb, Zero
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fire.metrics.cheap import dormant_units
-from fire.network.slot import NetworkSlot
-from fire.options import ContinualBackpropOptions, ReDoOptions, SelfNormalizedOptions, TrackedOptions
-from fire.resets.base import Plan, Reset
-from fire.resets.units import UnitGroup, outgoing_sums, recycle, unit_groups
+from ..metrics.cheap import dormant_units
+from ..network.slot import NetworkSlot
+from ..options import ContinualBackpropOptions, ReDoOptions, SelfNormalizedOptions, TrackedOptions
+from .base import Plan, Reset
+from .units import UnitGroup, outgoing_sums, recycle, unit_groups
 
 
 @dataclass(frozen=True)

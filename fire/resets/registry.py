@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from fire.network.scale import layer_scale
-from fire.network.slot import NetworkSlot
-from fire.options import ResetOptions
-from fire.resets.base import LayerwiseReset, Plan, Reset, Write
-from fire.resets.dash import DashReset
-from fire.resets.injection import PlasticityInjection
-from fire.resets.layerwise import (
+from ..network.scale import layer_scale
+from ..network.slot import NetworkSlot
+from ..options import ResetOptions
+from .base import LayerwiseReset, Plan, Reset, Write
+from .dash import DashReset
+from .injection import PlasticityInjection
+from .layerwise import (
     FireDqnReset,
     FireReset,
     FullReset,
@@ -30,8 +30,8 @@ from fire.resets.layerwise import (
     ShrinkPerturbReset,
     SrDqnReset,
 )
-from fire.resets.recycling import ContinualBackprop, ReDo, SelfNormalizedReset
-from fire.resets.report import ResetReport, describe
+from .recycling import ContinualBackprop, ReDo, SelfNormalizedReset
+from .report import ResetReport, describe
 
 __all__ = ["REGISTRY", "LayerwiseReset", "Plan", "Reset", "ResetReport", "make_reset", "reset_networks"]
 

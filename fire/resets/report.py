@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fire.network.layers import WeightLayer
-from fire.polar.isometry import dfi_of_gram, sfe, short_gram
-from fire.polar.routes import EPS64
+from ..network.layers import WeightLayer
+from ..polar.isometry import dfi_of_gram, sfe, short_gram
+from ..polar.routes import EPS64
 
 QUANTITIES = (
     "sfe",

@@ -14,9 +14,9 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from fire.network.layers import WeightLayer
-from fire.network.scale import layer_scale
-from fire.polar.factors import polar_factors
+from ..network.layers import WeightLayer
+from ..network.scale import layer_scale
+from ..polar.factors import polar_factors
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from fire.network.layers import WeightLayer
-from fire.network.probe import ACTIVATIONS, by_unit, leave_no_trace
-from fire.network.slot import NetworkSlot
-from fire.resets.base import Write
+from ..network.layers import WeightLayer
+from ..network.probe import ACTIVATIONS, by_unit, leave_no_trace
+from ..network.slot import NetworkSlot
+from .base import Write
 
 
 @dataclass(frozen=True, eq=False)
