@@ -31,7 +31,7 @@ from benchmarks.timing import clock
 from fire.network.layers import weight_layers
 from fire.polar.factors import polar_factors
 from fire.polar.isometry import dfi
-from fire.resets.layerwise import FireReset
+from fire.resets.fire import FireReset
 from fire.resets.registry import reset_networks
 
 

@@ -14,7 +14,7 @@ from .network.layers import WeightLayer, weight_layers
 from .network.scale import layer_scale
 from .options import ROLES, check_range
 from .resets.report import LayerReport, describe
-from .resets.rules import Entry, Orthogonalize
+from .resets.rules import NamedParameter, Orthogonalize
 
 Selector = str | Callable[[WeightLayer], bool] | Sequence["str | Callable[[WeightLayer], bool]"]
 NORMS = (
@@ -150,14 +150,16 @@ def fire_(
                     f"{option} {pattern!r} matches no weight layer; there are {', '.join(names)}"
                 )
     rule = Orthogonalize(scale, strength, method, num_iters, null)
-    entries = [Entry(layer.name, layer.weight, layer, is_weight=True) for layer in layers]
-    values = rule(entries, torch.Generator().manual_seed(0) if generator is None else generator)
+    parameters = [NamedParameter(layer.name, layer.weight, layer, is_weight=True) for layer in layers]
+    writes = rule(parameters, torch.Generator().manual_seed(0) if generator is None else generator)
     seconds = time.perf_counter() - start
-    reports = tuple(_report(layer, value, scale) for layer, value in zip(layers, values, strict=True))
+    reports = tuple(
+        _report(layer, value, scale) for layer, value in zip(layers, [w.value for w in writes], strict=True)
+    )
 
     start = time.perf_counter()
-    for layer, value in zip(layers, values, strict=True):
-        layer.weight.copy_(value)
+    for layer, write in zip(layers, writes, strict=True):
+        layer.weight.copy_(write.value)
         if biases == "zero" and layer.bias is not None:
             layer.bias.zero_()
     if norms == "identity":

@@ -134,7 +134,7 @@ def reset(run: Run, agent: Agent, replay: Replay, eval_env: VecEnv, reason: str)
 
     before = look("before_reset")
     strategy = make_reset(run.config.reset.strategy, run.config.strategy)
-    batch = probe(run, replay, strategy.num_probes)
+    batch = probe(run, replay, strategy.num_minibatches)
     slots, batch, generator = reset_inputs(run, agent, batch, 0, run.num_resets)
     report = reset_networks(slots, strategy, batch, generator).scalars()
     if run.config.reset.temperature == "reset":

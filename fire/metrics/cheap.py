@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..network.probe import leave_no_trace, probe
+from ..network.probe import leave_no_trace, record_forward
 from ..network.scale import layer_scale
 from ..network.slot import NetworkSlot
 from ..polar.isometry import dfi_of_gram, short_gram
@@ -130,7 +130,7 @@ def _weights(slot: NetworkSlot) -> dict[str, float]:
 def _activations(
     slot: NetworkSlot, batch: Any, dormancy_threshold: float, srank_threshold: float
 ) -> dict[str, float]:
-    seen = probe(slot, batch)
+    seen = record_forward(slot, batch)
     scalars: dict[str, float] = {}
     for key, marks in (
         ("dormant_ratio", {a.name: dormant_units(a.values, dormancy_threshold) for a in seen.activations}),

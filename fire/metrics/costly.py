@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..network.probe import leave_no_trace, minibatches, probe
+from ..network.probe import leave_no_trace, minibatches, record_forward
 from ..network.slot import NetworkSlot
 from .cheap import effective_rank, joint_norm
 from .trials import gradients, trainability, trial_update
@@ -170,7 +170,7 @@ def diagnose(
 
 
 def _of_features(slot: NetworkSlot, batch: Any) -> dict[str, float]:
-    features = probe(slot, batch).features
+    features = record_forward(slot, batch).features
     if features is None:
         return {}
     ranks: dict[str, Callable[[Tensor], float]] = {
@@ -180,7 +180,7 @@ def _of_features(slot: NetworkSlot, batch: Any) -> dict[str, float]:
     }
     values = {name: sum(map(rank, features)) / len(features) for name, rank in ranks.items()}
     if slot.forward_next is not None:
-        following = probe(slot, batch, slot.forward_next).features
+        following = record_forward(slot, batch, slot.forward_next).features
         pairs = list(zip(features, following, strict=True))
         values["coadaptation"] = sum(coadaptation(*pair) for pair in pairs) / len(pairs)
     return values

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from ..network.layers import WeightLayer
 from ..network.probe import ACTIVATIONS, by_unit, leave_no_trace
 from ..network.slot import NetworkSlot
-from .base import Write
+from .plan import Write
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class UnitGroup:
         name: dotted path of the activation module.
         producer: the weight layer whose outputs the units are (norms in between are possible).
         consumers: the weight layers that read them.
-        activations: (members, samples, units) on the probe batch; batch and space are samples.
+        activations: (networks, samples, units) on the probe batch; batch and space are samples.
     """
 
     name: str
@@ -80,7 +80,7 @@ def unit_groups(slot: NetworkSlot, batch: Any) -> list[UnitGroup]:
 
 
 def incoming_mask(layer: WeightLayer, units: Tensor) -> Tensor:
-    """Elements of the layer's weight that lead into the marked ``units`` (members, units): bool, the
+    """Elements of the layer's weight that lead into the marked ``units`` (networks, units): bool, the
     weight's shape.
     """
     axis = 1 if isinstance(layer.module, _ConvTransposeNd) else 0
@@ -95,7 +95,7 @@ def outgoing_mask(layer: WeightLayer, units: Tensor) -> Tensor:
 
 
 def outgoing_sums(layer: WeightLayer, values: Tensor, units: int) -> Tensor:
-    """Sum ``values`` (of the weight's shape) over everything that reads one unit; (members, units)."""
+    """Sum ``values`` (of the weight's shape) over everything that reads one unit; (networks, units)."""
     if layer.kind == "conv":
         values = values.movedim(0 if isinstance(layer.module, _ConvTransposeNd) else 1, -1).flatten(0, -2)
     return values.sum(dim=-2).unflatten(-1, (units, -1)).sum(-1).reshape(-1, units)
@@ -117,7 +117,7 @@ def recycle(
     2302.12902).
 
     Args:
-        marked: groups with their marks, (members, units) bool.
+        marked: groups with their marks, (networks, units) bool.
         fresh: a network of the same architecture that incoming weights are taken from.
     """
     names = {id(p): name for name, p in slot.module.named_parameters()}
@@ -137,19 +137,19 @@ def recycle(
         for consumer in group.consumers:
             put(consumer.weight, outgoing_mask(consumer, units), 0.0)
 
-    writes = [(f"{network}/{names[id(p)]}", p, value) for p, value in values.items()]
+    writes = [Write(f"{network}/{names[id(p)]}", p, value) for p, value in values.items()]
     for parameter, mask in touched.items():
         state: Mapping[str, Any] = slot.optimizer.state.get(parameter, {})
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 name = f"optimizer {key} of {network}/{names[id(parameter)]}"
-                writes.append((name, value, torch.where(mask, 0, value)))
+                writes.append(Write(name, value, torch.where(mask, 0, value)))
     return writes
 
 
 def _mask(layer: WeightLayer, units: Tensor, axis: int) -> Tensor:
-    """Spread (members, units) along ``axis`` of the layer's weight; members are its leading dimension, if
-    it has one.
+    """Spread (networks, units) along ``axis`` of the layer's weight; networks are its leading dimension, if it
+    has one.
     """
     shape = [1] * layer.weight.ndim
     shape[axis] = -1

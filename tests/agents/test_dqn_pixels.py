@@ -70,7 +70,7 @@ def test_every_reset_applies_and_learning_goes_on(name):
     pointers = {n: p.data_ptr() for n, p in agent.q.named_parameters()}
     slot = agent.networks()["q"]
     reset = REGISTRY[name](**OPTIONS.get(name, {}))
-    data = batch(2, size=SIZE * reset.num_probes)
+    data = batch(2, size=SIZE * reset.num_minibatches)
     report = reset_networks({"q": slot}, reset, data, torch.Generator().manual_seed(3)).scalars()
     assert all(np.isfinite(value) for value in report.values())
     if not REGISTRY[name].structural:

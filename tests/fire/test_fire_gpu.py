@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from fire.polar.factors import polar_factor, polar_factors
-from fire.resets.layerwise import FireReset
 from fire.resets.registry import reset_networks
-from tests.fire.fire_networks import make_slot
+from tests.fire.fire_networks import make_slot, strategy
 from tests.fire.test_orthogonalize import defect, distance, svd_factor, with_condition
 
 pytestmark = [
@@ -53,7 +52,7 @@ def test_a_reset_reaches_a_captured_graph() -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.no_grad(), torch.cuda.graph(graph):
         output = slot.module(batch)
-    reset_networks({"q": slot}, FireReset(), batch, torch.Generator())
+    reset_networks({"q": slot}, strategy("fire"), batch, torch.Generator())
     graph.replay()
     with torch.no_grad():
         torch.testing.assert_close(output, slot.module(batch))

@@ -1,0 +1,70 @@
+"""Plan: every change that a reset wants, checked as a whole before the first is made."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Write(NamedTuple):
+    """One tensor to be overwritten.
+
+    Attributes:
+        name: what errors call it, ``network/dotted.parameter.name`` for a parameter.
+        destination: the tensor whose storage takes the value.
+        value: the new value, in the shape of the destination.
+    """
+
+    name: str
+    destination: Tensor
+    value: Tensor
+
+
+@dataclass
+class Plan:
+    """Changes that a reset wants, carried out together.
+
+    Attributes:
+        writes: new values, with the places they go to.
+        actions: changes of structure, run after the writes; they must not fail.
+    """
+
+    writes: list[Write] = field(default_factory=list)
+    actions: list[Callable[[], None]] = field(default_factory=list)
+
+    def value_of(self, tensor: Tensor) -> Tensor:
+        """The value ``tensor`` will have."""
+        return next((w.value for w in self.writes if w.destination is tensor), tensor.detach())
+
+    def check(self) -> None:
+        """Raise ValueError where a new value has another shape or is not finite."""
+        for name, destination, value in self.writes:
+            if destination.shape != value.shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(destination.shape)} but its new value {tuple(value.shape)}; "
+                    "build() and initial() must return the same architecture"
+                )
+        by_device: dict[torch.device, list[tuple[str, Tensor]]] = defaultdict(list)
+        for name, _, value in self.writes:
+            if value.is_floating_point():
+                by_device[value.device].append((name, value))
+        for values in by_device.values():
+            # Asked once for all of them: every answer is a wait for the device.
+            finite = torch.stack([value.isfinite().all() for _, value in values]).tolist()
+            bad = next((name for (name, _), good in zip(values, finite, strict=True) if not good), None)
+            if bad is not None:
+                raise ValueError(f"the new value of {bad} holds NaN or infinity; nothing was changed")
+
+    def write(self) -> None:
+        """Copy every value into its destination's storage, then change structures."""
+        if self.writes:
+            torch._foreach_copy_(
+                [w.destination.detach() for w in self.writes], [w.value for w in self.writes]
+            )
+        for action in self.actions:
+            action()
