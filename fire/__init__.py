@@ -10,10 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .fire_inplace import FireReport, fire_
+    from .fire_inplace import fire_
     from .metrics.cheap import METRIC_KEYS, measure
     from .network.slot import NetworkSlot
-    from .polar.factors import polar_factor, polar_factors
+    from .polar.factors import PolarFactors, polar_factor, polar_factors
     from .resets.registry import REGISTRY, Reset, make_reset, reset_networks
     from .resets.report import RESET_KEYS, ResetReport
 
@@ -21,8 +21,8 @@ __all__ = [
     "METRIC_KEYS",
     "REGISTRY",
     "RESET_KEYS",
-    "FireReport",
     "NetworkSlot",
+    "PolarFactors",
     "Reset",
     "ResetReport",
     "fire_",
@@ -35,8 +35,8 @@ __all__ = [
 
 _HOMES = {
     "metrics.cheap": ("METRIC_KEYS", "measure"),
-    "fire_inplace": ("FireReport", "fire_"),
-    "polar.factors": ("polar_factor", "polar_factors"),
+    "fire_inplace": ("fire_",),
+    "polar.factors": ("PolarFactors", "polar_factor", "polar_factors"),
     "resets.report": ("RESET_KEYS", "ResetReport"),
     "resets.registry": ("REGISTRY", "Reset", "make_reset", "reset_networks"),
     "network.slot": ("NetworkSlot",),

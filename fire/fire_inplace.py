@@ -5,15 +5,14 @@ from __future__ import annotations
 import fnmatch
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .network.layers import WeightLayer, weight_layers
 from .network.scale import layer_scale
 from .options import ROLES, check_range
-from .resets.report import LayerReport, describe
+from .resets.report import LayerChange, ResetReport, layer_reports
 from .resets.rules import NamedParameter, Orthogonalize
 
 Selector = str | Callable[[WeightLayer], bool] | Sequence["str | Callable[[WeightLayer], bool]"]
@@ -23,44 +22,6 @@ NORMS = (
     nn.LayerNorm,
     nn.RMSNorm,
 )
-
-
-@dataclass(frozen=True)
-class FireLayerReport:
-    """What FIRE did to one weight layer.
-
-    Attributes:
-        change: SFE, relative SFE, DfI before and after, raw and against the scale that was used, condition
-            number and residual.
-        kind, role: as in :class:`~fire.network.layers.WeightLayer`.
-        scale: singular value of the result, the mean over the layer's matrices where they differ.
-    """
-
-    change: LayerReport
-    kind: str
-    role: str
-    scale: float
-
-
-@dataclass(frozen=True)
-class FireReport:
-    """What ``fire_`` did to every weight layer it touched, and its time in seconds, this report excluded."""
-
-    layers: tuple[FireLayerReport, ...]
-    seconds: float
-
-    def __str__(self) -> str:
-        """A table with one line for each layer."""
-        lines = [
-            f"{'layer':30} {'role':6} {'scale':>8} {'rel. SFE':>9} {'DfI/s^2 before':>14} {'cond':>8} {'residual':>9}"
-        ]
-        for layer in self.layers:
-            change = layer.change
-            lines.append(
-                f"{change.layer:30} {layer.role:6} {layer.scale:8.4f} {change.relative_sfe:9.4f} "
-                f"{change.dfi_scaled_before:14.4g} {change.condition_number:8.2g} {change.residual:9.1e}"
-            )
-        return "\n".join(lines)
 
 
 @torch.no_grad()
@@ -82,9 +43,8 @@ def fire_(
     norms: str = "keep",
     embeddings: str = "keep",
     generator: torch.Generator | None = None,
-) -> FireReport:
-    """Apply FIRE (arXiv 2602.08040) to ``module`` in place: each weight becomes the nearest isometry times
-    its scale.
+) -> ResetReport:
+    """Apply FIRE (arXiv 2602.08040) to ``module`` in place: each weight becomes the nearest isometry times its scale.
 
     All or nothing: an error leaves the module as it was. Frozen parameters are treated like others; leave
     them out by name or predicate. A weight used under several names is changed once and goes by its first.
@@ -153,8 +113,11 @@ def fire_(
     parameters = [NamedParameter(layer.name, layer.weight, layer, is_weight=True) for layer in layers]
     writes = rule(parameters, torch.Generator().manual_seed(0) if generator is None else generator)
     seconds = time.perf_counter() - start
-    reports = tuple(
-        _report(layer, value, scale) for layer, value in zip(layers, [w.value for w in writes], strict=True)
+    reports = layer_reports(
+        [
+            LayerChange("", layer, write.value, layer_scale(layer, scale), write.spectra)
+            for layer, write in zip(layers, writes, strict=True)
+        ]
     )
 
     start = time.perf_counter()
@@ -166,7 +129,7 @@ def fire_(
         for child in module.modules():
             if isinstance(child, NORMS):
                 _to_identity(child)
-    return FireReport(reports, seconds + time.perf_counter() - start)
+    return ResetReport(reports, seconds + time.perf_counter() - start)
 
 
 def _matches(layer: WeightLayer, selector: Selector) -> bool:
@@ -186,12 +149,5 @@ def _patterns(selector: Selector | None) -> list[str]:
 
 
 def _to_identity(norm: nn.Module) -> None:
-    if getattr(norm, "weight", None) is not None:
-        norm.weight.fill_(1)
-    if getattr(norm, "bias", None) is not None:
-        norm.bias.zero_()
-
-
-def _report(layer: WeightLayer, after: Tensor, convention: str) -> FireLayerReport:
-    scale = layer_scale(layer, convention)
-    return FireLayerReport(describe("", layer, after, scale), layer.kind, layer.role, float(scale.mean()))
+    for name, parameter in norm.named_parameters(recurse=False):
+        parameter.fill_(1.0 if name == "weight" else 0.0)

@@ -121,14 +121,14 @@ def hessian_top_eigenvalue(
             if norm == 0:
                 return 0.0
             vector = [v / norm for v in vector]
-            product = torch.autograd.grad(
+            found = torch.autograd.grad(
                 [g for g, _ in pairs],
                 parameters,
                 grad_outputs=[vector[i] for _, i in pairs],
                 retain_graph=True,
                 allow_unused=True,
             )
-            product = [torch.zeros_like(v) if p is None else p for p, v in zip(product, vector, strict=True)]
+            product = [torch.zeros_like(v) if p is None else p for p, v in zip(found, vector, strict=True)]
             previous = eigenvalue
             eigenvalue = float(
                 sum((p.double() * v.double()).sum() for p, v in zip(product, vector, strict=True))
@@ -179,8 +179,8 @@ def _of_features(slot: NetworkSlot, batch: Any) -> dict[str, float]:
         "pca_rank": pca_rank,
     }
     values = {name: sum(map(rank, features)) / len(features) for name, rank in ranks.items()}
-    if slot.forward_next is not None:
-        following = record_forward(slot, batch, slot.forward_next).features
+    following = None if slot.forward_next is None else record_forward(slot, batch, slot.forward_next).features
+    if following is not None:
         pairs = list(zip(features, following, strict=True))
         values["coadaptation"] = sum(coadaptation(*pair) for pair in pairs) / len(pairs)
     return values

@@ -11,6 +11,20 @@ import torch
 from torch import Tensor
 
 
+class Spectra(NamedTuple):
+    """Singular values of a layer's matrices before and after a change that keeps their singular vectors.
+
+    Attributes:
+        before, after: (..., n) float64, n the short side, in the same order.
+        defect: (...) float64, upper bound of ||Q^T Q - I||_F / sqrt(n) for the matrices after, their singular values
+            divided out.
+    """
+
+    before: Tensor
+    after: Tensor
+    defect: Tensor
+
+
 class Write(NamedTuple):
     """One tensor to be overwritten.
 
@@ -18,11 +32,13 @@ class Write(NamedTuple):
         name: what errors call it, ``network/dotted.parameter.name`` for a parameter.
         destination: the tensor whose storage takes the value.
         value: the new value, in the shape of the destination.
+        spectra: of a weight's matrices, where the solver of the new value knows them.
     """
 
     name: str
     destination: Tensor
     value: Tensor
+    spectra: Spectra | None = None
 
 
 @dataclass
@@ -37,20 +53,20 @@ class Plan:
     writes: list[Write] = field(default_factory=list)
     actions: list[Callable[[], None]] = field(default_factory=list)
 
-    def value_of(self, tensor: Tensor) -> Tensor:
-        """The value ``tensor`` will have."""
-        return next((w.value for w in self.writes if w.destination is tensor), tensor.detach())
+    def write_to(self, tensor: Tensor) -> Write:
+        """The write into ``tensor``, or one of its own value where nothing is to be written."""
+        return next((w for w in self.writes if w.destination is tensor), Write("", tensor, tensor.detach()))
 
     def check(self) -> None:
         """Raise ValueError where a new value has another shape or is not finite."""
-        for name, destination, value in self.writes:
+        for name, destination, value, _ in self.writes:
             if destination.shape != value.shape:
                 raise ValueError(
                     f"{name} has shape {tuple(destination.shape)} but its new value {tuple(value.shape)}; "
                     "build() and initial() must return the same architecture"
                 )
         by_device: dict[torch.device, list[tuple[str, Tensor]]] = defaultdict(list)
-        for name, _, value in self.writes:
+        for name, _, value, _ in self.writes:
             if value.is_floating_point():
                 by_device[value.device].append((name, value))
         for values in by_device.values():

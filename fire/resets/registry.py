@@ -27,7 +27,7 @@ from .none import NoReset, OptimizerReset
 from .plan import Plan, Write
 from .random_orthogonal import RandomOrthogonalReset
 from .redo import ReDo
-from .report import ResetReport, describe
+from .report import LayerChange, ResetReport, layer_reports
 from .shrink_perturb import ShrinkPerturbReset, SrDqnReset
 from .snr import SelfNormalizedReset
 
@@ -97,11 +97,12 @@ def reset_networks(
             plan.writes += _target_writes(slots, reset, batch, draws)
         plan.check()
         seconds += time.perf_counter()
-        reports = [
-            describe(network, layer, plan.value_of(layer.weight), layer_scale(layer))
-            for network, slot in slots.items()
-            for layer in slot.layers(reset.conv_form)
-        ]
+        changes = []
+        for network, slot in slots.items():
+            for layer in slot.layers(reset.conv_form):
+                write = plan.write_to(layer.weight)
+                changes.append(LayerChange(network, layer, write.value, layer_scale(layer), write.spectra))
+        reports = layer_reports(changes)
         seconds -= time.perf_counter()
         plan.write()
         for slot in slots.values():
@@ -113,7 +114,7 @@ def reset_networks(
                 slot.sync_target()
         for device in _cuda_devices(slots):
             torch.cuda.synchronize(device)
-    return ResetReport(tuple(reports), seconds + time.perf_counter())
+    return ResetReport(reports, seconds + time.perf_counter())
 
 
 def _target_writes(

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..network.layers import WeightLayer
 from ..network.scale import layer_scale
 from ..options import IsometryOptions
-from ..polar.factors import polar_factors
-from .plan import Write
+from ..polar.factors import PolarFactors, polar_factors
+from .plan import Spectra, Write
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,25 +123,32 @@ class Orthogonalize:
 
     def __call__(self, parameters: Sequence[NamedParameter], generator: torch.Generator) -> list[Write]:
         layers = [_layer(p) for p in parameters]
-        factors = polar_factors(
+        solutions = polar_factors(
             [layer.matrices() for layer in layers],
             names=[f"parameter {p.name}" for p in parameters],
             method=self.method,
             num_iters=self.num_iters,
             null=self.null,
             generator=generator,
+            spectra=True,
         )
-        return [
-            Write(p.name, p.parameter, self._blend(layer, factor))
-            for p, layer, factor in zip(parameters, layers, factors, strict=True)
-        ]
+        return [self._write(*each) for each in zip(parameters, layers, solutions, strict=True)]
 
-    def _blend(self, layer: WeightLayer, factor: Tensor) -> Tensor:
-        scale = layer_scale(layer, self.scale, factor).to(factor.dtype)[..., None, None]
-        value = factor * scale
+    def _write(self, parameter: NamedParameter, layer: WeightLayer, solution: PolarFactors) -> Write:
+        factors, before, defect = solution
+        scale = layer_scale(layer, self.scale, factors).to(factors.dtype)
+        matrices = factors * scale[..., None, None]
         if self.strength != 1:
-            value = torch.lerp(layer.matrices(), value, self.strength)
-        return layer.weight_from(value)
+            matrices = torch.lerp(layer.matrices(), matrices, self.strength)
+        spectra = None
+        if before is not None and defect is not None:
+            target = scale.double()[..., None].expand_as(before)
+            if self.null == "zero":
+                target = target.where(before > 0, 0)
+            # The product with the scale rounds once more.
+            defect = defect + torch.finfo(factors.dtype).eps
+            spectra = Spectra(before, torch.lerp(before, target, self.strength), defect)
+        return Write(parameter.name, parameter.parameter, layer.weight_from(matrices), spectra)
 
 
 @dataclass(frozen=True)
@@ -156,11 +163,11 @@ class RandomOrthogonal:
         noise = [
             torch.randn(layer.matrices().shape, generator=generator, dtype=torch.float64) for layer in layers
         ]
-        factors = polar_factors(noise, names=[f"noise for {p.name}" for p in parameters])
+        solutions = polar_factors(noise, names=[f"noise for {p.name}" for p in parameters])
         writes = []
-        for parameter, layer, factor in zip(parameters, layers, factors, strict=True):
+        for parameter, layer, solution in zip(parameters, layers, solutions, strict=True):
             scale = layer_scale(layer, self.scale).cpu()[..., None, None]
-            value = layer.weight_from((factor * scale).to(layer.weight))
+            value = layer.weight_from((solution.factors * scale).to(layer.weight))
             writes.append(Write(parameter.name, parameter.parameter, value))
         return writes
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ..network.layers import WeightLayer
 from ..network.probe import ACTIVATIONS, by_unit, leave_no_trace
@@ -103,7 +103,7 @@ def outgoing_sums(layer: WeightLayer, values: Tensor, units: int) -> Tensor:
 
 def bias_mask(layer: WeightLayer, units: Tensor) -> Tensor:
     """Elements of the layer's bias that belong to the marked ``units``."""
-    return units if layer.bias.ndim > 1 else units[0]
+    return units if layer.bias is not None and layer.bias.ndim > 1 else units[0]
 
 
 def recycle(
@@ -165,9 +165,16 @@ def _same_storage(first: Tensor, second: Tensor) -> bool:
 
 
 def _fits(producer: WeightLayer, consumers: Sequence[WeightLayer], units: int) -> bool:
-    def inputs(layer: WeightLayer) -> int:
-        return layer.module.in_channels if layer.kind == "conv" else layer.weight.shape[-1]
+    """Whether the units are the producer's outputs and each consumer has as many inputs for every one of them."""
+    modules = [layer.module for layer in (producer, *consumers)]
+    if any(isinstance(module, _ConvNd) and module.groups > 1 for module in modules):
+        return False
+    outputs, _ = _features(producer)
+    return outputs == units and all(_features(layer)[1] % units == 0 for layer in consumers)
 
-    outputs = producer.module.out_channels if producer.kind == "conv" else producer.weight.shape[-2]
-    grouped = any(layer.kind == "conv" and layer.module.groups > 1 for layer in (producer, *consumers))
-    return not grouped and outputs == units and all(inputs(layer) % units == 0 for layer in consumers)
+
+def _features(layer: WeightLayer) -> tuple[int, int]:
+    """Outputs and inputs of a layer: channels of a convolution."""
+    if isinstance(layer.module, _ConvNd):
+        return layer.module.out_channels, layer.module.in_channels
+    return layer.weight.shape[-2], layer.weight.shape[-1]

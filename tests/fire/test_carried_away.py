@@ -27,7 +27,7 @@ import borrowed
 torch.manual_seed(0)
 net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 5), nn.ReLU(), nn.Linear(5, 2))
 report = borrowed.fire_(net)
-assert [layer.change.layer for layer in report.layers] == ["0", "3", "5"]
+assert [layer.layer for layer in report.layers] == ["0", "3", "5"]
 values = torch.linalg.svdvals(net[3].weight.detach())
 torch.testing.assert_close(values, torch.full((5,), (5 / 36) ** 0.5))
 

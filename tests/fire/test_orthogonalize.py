@@ -115,8 +115,8 @@ def test_result_does_not_depend_on_the_batch(backend: str) -> None:
     tensors.append(with_condition(24, 16, 1e5, seed=1, dtype=torch.float64))
     tensors.append(torch.stack([with_condition(16, 24, 3.0, seed=9, dtype=torch.float32)] * 2))
     together = polar_factors(tensors, backend=backend)
-    for tensor, factor in zip(tensors, together, strict=True):
-        assert torch.equal(polar_factor(tensor, backend=backend), factor)
+    for tensor, solution in zip(tensors, together, strict=True):
+        assert torch.equal(polar_factor(tensor, backend=backend), solution.factors)
 
 
 @pytest.mark.parametrize("shape", [(512, 512), (400, 520), (700, 512), (512, 700)])
