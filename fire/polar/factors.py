@@ -16,7 +16,9 @@ polar factor.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -145,11 +147,21 @@ def polar_factors(
             groups[group].append(index)
 
     results = [_empty_result(t, spectra and method == "polar" and not t.is_cuda) for t in tensors]
+    alone: list[Callable[[], None]] = []  # each may use all threads
+    abreast: list[Callable[[], None]] = []  # each uses one
     for group, indices in groups.items():
+        route = _route(backend, group)
         inputs = [_tall(_as_batch(tensors[i]), group.is_wide).contiguous() for i in indices]
         outputs = [_tall(_slices(results[i].factors), group.is_wide) for i in indices]
-        size = max(1, CHUNK_BYTES[inputs[0].device.type] // (8 * group.long * group.short))
-        for chunk in _chunks([len(batch) for batch in inputs], size):
+
+        def solve(
+            chunk: list[tuple[int, int, int]],
+            group: _Group = group,
+            indices: list[int] = indices,
+            route: routes.Route = route,
+            inputs: list[Tensor] = inputs,
+            outputs: list[Tensor] = outputs,
+        ) -> None:
             parts = [inputs[run][start:stop] for run, start, stop in chunk]
             batch = torch.cat(parts) if len(parts) > 1 else parts[0]
             slices = [(indices[run], k) for run, start, stop in chunk for k in range(start, stop)]
@@ -160,7 +172,7 @@ def polar_factors(
                 method,
                 num_iters,
                 null,
-                backend,
+                route,
                 results[indices[0]].singular_values is not None,
             )
             factors = (solved.factors.mT if group.is_wide else solved.factors).to(group.dtype)
@@ -175,7 +187,37 @@ def polar_factors(
                     if result.singular_values is not None and result.defect is not None:
                         result.singular_values.view(-1, group.short)[start:stop] = values
                         result.defect.view(-1)[start:stop] = bounds
+
+        size = max(1, CHUNK_BYTES[inputs[0].device.type] // (8 * group.long * group.short))
+        jobs = abreast if route is routes.by_eigh and not inputs[0].is_cuda else alone
+        jobs += [partial(solve, chunk) for chunk in _chunks([len(batch) for batch in inputs], size)]
+    for job in alone:
+        job()
+    _run_abreast(abreast)
     return results
+
+
+def _run_abreast(jobs: Sequence[Callable[[], None]]) -> None:
+    """Run every job on one thread, as many at a time as PyTorch may use threads.
+
+    MKL's eigensolver takes as long on two threads as on one for matrices of this size, and twice to four times the
+    processor time; side by side the matrices do share the cores, and round as they do on one thread.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or len(jobs) < 2:
+        for job in jobs:
+            job()
+        return
+
+    def run(job: Callable[[], None]) -> None:
+        with torch.no_grad():  # a setting of each thread
+            job()
+
+    try:
+        with ThreadPoolExecutor(threads, "polar", torch.set_num_threads, (1,)) as pool:
+            list(pool.map(run, jobs))
+    finally:
+        torch.set_num_threads(threads)  # what the workers set is the default of threads to come
 
 
 def _empty_result(tensor: Tensor, spectra: bool) -> PolarFactors:
@@ -248,7 +290,7 @@ def _solve(
     method: str,
     num_iters: int,
     null: str,
-    backend: str,
+    route: routes.Route,
     spectra: bool,
 ) -> PolarFactors:
     """Solve ``batch`` (slices, m, n), m >= n; the defect is without the rounding of the result's dtype."""
@@ -266,7 +308,7 @@ def _solve(
     scaled = batch.to(torch.float64, copy=True).div_(largest)
     # On CUDA a float32 product may be a TF32 one.
     polish_dtype = torch.float64 if batch.is_cuda else batch.dtype
-    factors, in_doubt, defect, eigenvalues = _route(backend, batch)(scaled, polish_dtype)
+    factors, in_doubt, defect, eigenvalues = route(scaled, polish_dtype)
     completed = {}
     for index in in_doubt.nonzero().flatten().tolist():
         factors[index], completed[index] = routes.complete(scaled[index], labels[index], seeds[index], null)
@@ -285,15 +327,14 @@ def _solve(
     return PolarFactors(factors, values * largest.squeeze(-1), defect)
 
 
-def _route(backend: str, batch: Tensor) -> routes.Route:
+def _route(backend: str, group: _Group) -> routes.Route:
     """The route of ``backend``; ``"auto"`` chooses by device, dtype and shape, never by values or batch size."""
     if backend != "auto":
         return ROUTES[backend]
-    if batch.is_cuda:
+    if group.device.type == "cuda":
         return routes.by_polynomials
-    long, short = batch.shape[-2:]
-    nearly_square = short >= routes.QDWH_FROM and long <= routes.QDWH_ASPECT * short
-    return routes.by_qdwh if nearly_square and batch.dtype != torch.float64 else routes.by_eigh
+    nearly_square = group.short >= routes.QDWH_FROM and group.long <= routes.QDWH_ASPECT * group.short
+    return routes.by_qdwh if nearly_square and group.dtype != torch.float64 else routes.by_eigh
 
 
 def _iterate(batch: Tensor, coefficients: tuple[float, float, float], num_iters: int) -> Tensor:
