@@ -145,7 +145,7 @@ def diagnose(
     """Run the diagnostics of every network and return them under the keys of ``DIAGNOSTIC_KEYS``.
 
     Leaves everything as it was, like :func:`fire.metrics.cheap.measure`; draws from ``generator`` (CPU) only.
-    Ranks and co-adaptation of ensembles are averaged over members. What a network cannot have is left out:
+    Ranks and co-adaptation of ensembles are averaged over its networks. What a network cannot have is left out:
     co-adaptation without ``slot.forward_next``, ranks without a head.
     """
     scalars: dict[str, float] = {}

@@ -33,7 +33,8 @@ MUON = (3.4445, -4.7750, 2.0315)  # Keller Jordan, Muon (2024); tuned for slope 
 
 ROUTES = {"eigh": routes.by_eigh, "poly": routes.by_polynomials, "qdwh": routes.by_qdwh}
 BACKENDS = ("auto", *ROUTES)
-# Rounding of a factor, in units of its dtype's epsilon: storing it, and the product of the polish.
+# Rounding of a factor, in units of its dtype's epsilon: storing it, and the product of the polish. The solvers' own,
+# in float64, is at most about the short side times its epsilon.
 ROUNDINGS = 2
 # float64 work space per chunk of slices, small on CPU to stay in cache; a chunk holds at least one slice.
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 1 << 30}
@@ -180,7 +181,8 @@ def polar_factors(
             places = [outputs[run][start:stop] for run, start, stop in chunk]
             torch._foreach_copy_(places, list(factors.split(lengths)))
             if solved.singular_values is not None and solved.defect is not None:
-                defect = solved.defect + ROUNDINGS * torch.finfo(group.dtype).eps
+                rounding = ROUNDINGS * torch.finfo(group.dtype).eps + group.short * routes.EPS64
+                defect = solved.defect + rounding
                 found = zip(solved.singular_values.split(lengths), defect.split(lengths), strict=True)
                 for (run, start, stop), (values, bounds) in zip(chunk, found, strict=True):
                     result = results[indices[run]]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fire import fire_reference
 from fire.polar.factors import polar_factor, polar_factors
 from fire.resets.registry import reset_networks
 from tests.fire.fire_networks import make_slot, strategy
-from tests.fire.test_orthogonalize import defect, distance, svd_factor, with_condition
+from tests.fire.test_orthogonalize import defect, distance, with_condition
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,7 +30,7 @@ def test_accuracy_promise_on_cuda_whatever_float32_products_do(shape, condition:
         torch.set_float32_matmul_precision(before)
     assert factor.is_cuda
     assert defect(factor.cpu()) <= 1e-5
-    assert distance(factor.cpu(), svd_factor(matrix)) <= 1e-4
+    assert distance(factor.cpu(), fire_reference(matrix, "unit")) <= 1e-4
 
 
 def test_missing_directions_do_not_depend_on_the_device() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from fire import fire_
+from fire import fire_, fire_reference
 from fire.polar.isometry import sfe
 from tests.fire.fire_networks import BatchedLinear
 
@@ -53,6 +53,17 @@ def test_each_kind_of_layer() -> None:
     assert all(torch.equal(p, biases[n]) for n, p in module.named_parameters() if n in biases)
     assert all(layer.residual < 1e-6 and layer.condition_number >= 1 for layer in report.layers)
     assert str(report).count("\n") == 9
+
+
+@pytest.mark.parametrize("scale", ["paper", "unit", "mean_singular_value", "preserve_norm"])
+@pytest.mark.parametrize("make", [lambda: nn.Linear(7, 5), lambda: nn.Conv2d(4, 6, (3, 2))])
+def test_fire_is_the_reference_formula(make, scale: str) -> None:
+    module = make()
+    expected = fire_reference(module.weight, scale)
+    (layer,) = fire_(module, scale=scale).layers
+    torch.testing.assert_close(module.weight.detach().double(), expected, rtol=1e-6, atol=1e-7)
+    if scale == "unit":
+        assert layer.scale == 1.0
 
 
 def test_flattened_convolution_is_one_matrix() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fire.options import OPTIONS
+from fire import fire_reference
+from fire.network.scale import layer_scale
+from fire.options import OPTIONS, SCALES
 from fire.polar.isometry import dfi
 from fire.resets.registry import REGISTRY, make_reset, reset_networks
 from tests.fire.fire_networks import ARCHITECTURES, batch_for, make_slot, strategy
@@ -117,9 +119,8 @@ def test_fire_rejects_wrong_options(options: dict) -> None:
 def test_fire_on_flattened_convolutions_makes_the_whole_kernel_an_isometry() -> None:
     slot, before, report = run("conv", strategy("fire", conv_form="flatten"))
     for layer, change in zip(slot.layers("flatten"), report.layers, strict=True):
-        u, _, vt = torch.linalg.svd(before[f"{layer.name}.weight"].double().flatten(1), full_matrices=False)
-        scale = (u.shape[0] / vt.shape[1]) ** 0.5
-        torch.testing.assert_close(layer.weight.flatten(1).double(), scale * u @ vt, rtol=0, atol=1e-5)
+        expected = fire_reference(before[f"{layer.name}.weight"].flatten(1))
+        torch.testing.assert_close(layer.weight.flatten(1).double(), expected, rtol=0, atol=1e-5)
         assert change.residual <= 1e-5 and change.dfi_scaled_after <= 1e-10
 
 
@@ -146,3 +147,56 @@ def test_defaults_are_those_of_the_options_and_ancestors_are_few() -> None:
     for name, reset in REGISTRY.items():
         assert reset().options == OPTIONS[name]()
         assert len(reset.__mro__) <= 5
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_fire_is_the_reference_formula(scale: str) -> None:
+    for kind in ("mlp", "conv"):
+        slot, before, _ = run(kind, strategy("fire", scale=scale))
+        for layer in slot.layers():
+            expected = fire_reference(before[f"{layer.name}.weight"], scale)
+            torch.testing.assert_close(layer.weight.detach().double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", list(ARCHITECTURES))
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"scale": "unit"}, {"scale": "preserve_norm", "strength": 0.3}, {"strength": 0.7, "null": "zero"}],
+)
+def test_what_the_solver_knows_is_what_looking_at_the_weights_shows(kind: str, options: dict) -> None:
+    def look(matrices: torch.Tensor, scale: torch.Tensor) -> dict[str, float]:
+        values = torch.linalg.svdvals(matrices.double())
+        scaled = ((values / scale[..., None]).square() - 1).square().sum(-1)
+        return {
+            "dfi": float((values.square() - 1).square().sum()),
+            "dfi_scaled": float(scaled.sum()),
+            "condition": float((values[..., 0] / values[..., -1]).amax()),
+            "residual": float((scaled / values.shape[-1]).amax().sqrt()),
+        }
+
+    slot = make_slot(kind)
+    with torch.no_grad():
+        slot.layers()[0].weight[..., 0] = 0  # lacks a direction, unless there are more inputs than outputs
+    looked = {layer.name: (layer.matrices().clone(), layer_scale(layer)) for layer in slot.layers()}
+    reset = strategy("fire", **options)
+    report = reset_networks({"net": slot}, reset, batch_for(kind), torch.Generator())
+    for change, layer in zip(report.layers, slot.layers(), strict=True):
+        matrices, scale = looked[layer.name]
+        before, after = look(matrices, scale), look(layer.matrices(), scale)
+        close = {"rel": 2e-6, "abs": 1e-10}
+        assert change.sfe == pytest.approx(
+            float((matrices - layer.matrices()).double().square().sum()), **close
+        )
+        assert change.squared_norm == pytest.approx(float(matrices.double().square().sum()), rel=1e-9)
+        assert change.dfi_before == pytest.approx(before["dfi"], rel=1e-9)
+        assert change.dfi_scaled_before == pytest.approx(before["dfi_scaled"], rel=1e-9)
+        assert change.dfi_after == pytest.approx(after["dfi"], **close)
+        assert change.dfi_scaled_after == pytest.approx(after["dfi_scaled"], **close)
+        if change.condition_number < 1e12:
+            assert change.condition_number == pytest.approx(before["condition"], rel=1e-6)
+        else:
+            assert (
+                change.condition_number == float("inf") and not before["condition"] < 1e7
+            )  # NaN: a zero matrix
+        # A bound where rounding is all there is, the value itself where there is more.
+        assert after["residual"] <= change.residual * (1 + 1e-6) <= after["residual"] * (1 + 1e-5) + 1e-6
