@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from fire.metrics.cheap import measure
 from fire.network.slot import NetworkSlot
-from fire.resets.layerwise import FireReset, RandomOrthogonalReset
+from fire.options import FireOptions, IsometryOptions
 from fire.resets.registry import REGISTRY, Reset, reset_networks
 
 METHODS: dict[str, Reset] = {
@@ -44,11 +44,13 @@ METHODS: dict[str, Reset] = {
     "shrink and perturb": REGISTRY["shrink_perturb"](),
     "ReDo": REGISTRY["redo"](),
     "random orthogonal": REGISTRY["random_orthogonal"](),
-    "FIRE, 10 cubic steps": FireReset(method="newton_schulz"),
-    "FIRE": FireReset(),
-    "FIRE, scale mean singular value": FireReset(scale="mean_singular_value"),
-    "FIRE, norm preserved": FireReset(scale="preserve_norm"),
-    "random orthogonal, scale mean singular value": RandomOrthogonalReset(scale="mean_singular_value"),
+    "FIRE, 10 cubic steps": REGISTRY["fire"](FireOptions(method="newton_schulz")),
+    "FIRE": REGISTRY["fire"](),
+    "FIRE, scale mean singular value": REGISTRY["fire"](FireOptions(scale="mean_singular_value")),
+    "FIRE, norm preserved": REGISTRY["fire"](FireOptions(scale="preserve_norm")),
+    "random orthogonal, scale mean singular value": REGISTRY["random_orthogonal"](
+        IsometryOptions(scale="mean_singular_value")
+    ),
 }
 COMPARED = tuple(METHODS)[:9]
 CONTROLS = ("none", "optimizer only", "random orthogonal")  # drawn dashed

@@ -5,16 +5,15 @@ from __future__ import annotations
 import fnmatch
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fire.network.layers import WeightLayer, weight_layers
-from fire.network.scale import layer_scale
-from fire.options import ROLES, check_range
-from fire.resets.report import LayerReport, describe
-from fire.resets.rules import Entry, Orthogonalize
+from .network.layers import WeightLayer, weight_layers
+from .network.scale import layer_scale
+from .options import ROLES, check_range
+from .resets.report import LayerChange, ResetReport, layer_reports
+from .resets.rules import NamedParameter, Orthogonalize
 
 Selector = str | Callable[[WeightLayer], bool] | Sequence["str | Callable[[WeightLayer], bool]"]
 NORMS = (
@@ -23,44 +22,6 @@ NORMS = (
     nn.LayerNorm,
     nn.RMSNorm,
 )
-
-
-@dataclass(frozen=True)
-class FireLayerReport:
-    """What FIRE did to one weight layer.
-
-    Attributes:
-        change: SFE, relative SFE, DfI before and after, raw and against the scale that was used, condition
-            number and residual.
-        kind, role: as in :class:`~fire.network.layers.WeightLayer`.
-        scale: singular value of the result, the mean over the layer's matrices where they differ.
-    """
-
-    change: LayerReport
-    kind: str
-    role: str
-    scale: float
-
-
-@dataclass(frozen=True)
-class FireReport:
-    """What ``fire_`` did to every weight layer it touched, and its time in seconds, this report excluded."""
-
-    layers: tuple[FireLayerReport, ...]
-    seconds: float
-
-    def __str__(self) -> str:
-        """A table with one line for each layer."""
-        lines = [
-            f"{'layer':30} {'role':6} {'scale':>8} {'rel. SFE':>9} {'DfI/s^2 before':>14} {'cond':>8} {'residual':>9}"
-        ]
-        for layer in self.layers:
-            change = layer.change
-            lines.append(
-                f"{change.layer:30} {layer.role:6} {layer.scale:8.4f} {change.relative_sfe:9.4f} "
-                f"{change.dfi_scaled_before:14.4g} {change.condition_number:8.2g} {change.residual:9.1e}"
-            )
-        return "\n".join(lines)
 
 
 @torch.no_grad()
@@ -82,9 +43,8 @@ def fire_(
     norms: str = "keep",
     embeddings: str = "keep",
     generator: torch.Generator | None = None,
-) -> FireReport:
-    """Apply FIRE (arXiv 2602.08040) to ``module`` in place: each weight becomes the nearest isometry times
-    its scale.
+) -> ResetReport:
+    """Apply FIRE (arXiv 2602.08040) to ``module`` in place: each weight becomes the nearest isometry times its scale.
 
     All or nothing: an error leaves the module as it was. Frozen parameters are treated like others; leave
     them out by name or predicate. A weight used under several names is changed once and goes by its first.
@@ -150,21 +110,26 @@ def fire_(
                     f"{option} {pattern!r} matches no weight layer; there are {', '.join(names)}"
                 )
     rule = Orthogonalize(scale, strength, method, num_iters, null)
-    entries = [Entry(layer.name, layer.weight, layer, is_weight=True) for layer in layers]
-    values = rule(entries, torch.Generator().manual_seed(0) if generator is None else generator)
+    parameters = [NamedParameter(layer.name, layer.weight, layer, is_weight=True) for layer in layers]
+    writes = rule(parameters, torch.Generator().manual_seed(0) if generator is None else generator)
     seconds = time.perf_counter() - start
-    reports = tuple(_report(layer, value, scale) for layer, value in zip(layers, values, strict=True))
+    reports = layer_reports(
+        [
+            LayerChange("", layer, write.value, layer_scale(layer, scale), write.spectra)
+            for layer, write in zip(layers, writes, strict=True)
+        ]
+    )
 
     start = time.perf_counter()
-    for layer, value in zip(layers, values, strict=True):
-        layer.weight.copy_(value)
+    for layer, write in zip(layers, writes, strict=True):
+        layer.weight.copy_(write.value)
         if biases == "zero" and layer.bias is not None:
             layer.bias.zero_()
     if norms == "identity":
         for child in module.modules():
             if isinstance(child, NORMS):
                 _to_identity(child)
-    return FireReport(reports, seconds + time.perf_counter() - start)
+    return ResetReport(reports, seconds + time.perf_counter() - start)
 
 
 def _matches(layer: WeightLayer, selector: Selector) -> bool:
@@ -184,12 +149,5 @@ def _patterns(selector: Selector | None) -> list[str]:
 
 
 def _to_identity(norm: nn.Module) -> None:
-    if getattr(norm, "weight", None) is not None:
-        norm.weight.fill_(1)
-    if getattr(norm, "bias", None) is not None:
-        norm.bias.zero_()
-
-
-def _report(layer: WeightLayer, after: Tensor, convention: str) -> FireLayerReport:
-    scale = layer_scale(layer, convention)
-    return FireLayerReport(describe("", layer, after, scale), layer.kind, layer.role, float(scale.mean()))
+    for name, parameter in norm.named_parameters(recurse=False):
+        parameter.fill_(1.0 if name == "weight" else 0.0)

@@ -1,14 +1,13 @@
 """The options of every reset strategy, without PyTorch: the command line can list them before it is imported.
 
-``OPTIONS`` has the names of ``fire.resets.registry.REGISTRY``; each strategy there inherits from its entry here and
-adds what it does.
+``OPTIONS`` has the names of ``fire.resets.registry.REGISTRY``; each strategy there holds an instance of its entry here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from fire.fields import option
+from .fields import option
 
 SCALES = ("paper", "unit", "mean_singular_value", "preserve_norm")
 METHODS = ("polar", "newton_schulz", "muon")
@@ -93,7 +92,7 @@ class FullOptions(LayerwiseOptions, SourceOptions):
 
 
 @dataclass(frozen=True)
-class ShrinkPerturbOptions(LayerwiseOptions, SourceOptions):
+class ShrinkPerturbOptions(FullOptions):
     shrink_factor: float = option(
         0.2, "share of the old weights that is kept (0.2: FIRE's RL scripts; 0.8 in SR-SPR)", unit="0..1"
     )
@@ -148,11 +147,6 @@ class FireOptions(IsometryOptions):
 @dataclass(frozen=True)
 class FireDqnOptions(FireOptions, SourceOptions):
     """FIRE on convolutions, new linear layers."""
-
-
-@dataclass(frozen=True)
-class RandomOrthogonalOptions(IsometryOptions):
-    """Random isometries."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +242,7 @@ OPTIONS: dict[str, type[ResetOptions]] = {
     "sr_dqn": ShrinkPerturbOptions,
     "fire": FireOptions,
     "fire_dqn": FireDqnOptions,
-    "random_orthogonal": RandomOrthogonalOptions,
+    "random_orthogonal": IsometryOptions,
     "dash": DashOptions,
     "redo": ReDoOptions,
     "plasticity_injection": PlasticityInjectionOptions,

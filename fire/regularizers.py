@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from fire.network.layers import weight_layers
-from fire.network.slot import NetworkSlot
+from .network.layers import weight_layers
+from .network.slot import NetworkSlot
 
 
 def l2_init(module: nn.Module, initial: Mapping[str, Tensor], strength: float) -> Tensor:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fire.fields import option
+from .fields import option
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Trigger:
 
     def load_state_dict(self, state: Mapping[str, int | None]) -> None:
         """Continue from :meth:`state_dict`."""
-        self._count, self._last_reset = state["count"], state["last_reset"]
+        self._count, self._last_reset = state["count"] or 0, state["last_reset"]
 
 
 def _sortable(value: float, above: bool) -> float:

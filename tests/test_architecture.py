@@ -34,11 +34,15 @@ def sources(package):
 
 
 def imported(path):
+    """Full names of the modules that a file imports, relative ones made absolute."""
+    package = path.relative_to(ROOT).parts[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.module
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level <= len(package), f"{path.relative_to(ROOT)} imports from above its package"
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            yield ".".join((*above, *filter(None, [node.module])))
 
 
 @pytest.mark.parametrize("package", OURS)
@@ -49,6 +53,17 @@ def test_imports_point_one_way(package):
             if name.split(".")[0] in OURS:
                 allowed = any(name == a or name.startswith(a + ".") for a in ALLOWED[package])
                 assert allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_fire_names_nothing_of_ours_so_that_it_can_be_carried_away():
+    for path in sources("fire"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module]
+            for name in names:
+                top = name.split(".")[0]
+                assert top == "torch" or top in sys.stdlib_module_names, f"{path.relative_to(ROOT)}: {name}"
 
 
 def test_the_schema_imports_nothing_of_ours_but_options():

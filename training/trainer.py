@@ -196,7 +196,7 @@ class Trainer:
         """Reset the networks that the configuration names, with metrics and episodes right before and after."""
         config, step = self.config, self.clock.env_step
         before = self._look("before_reset")
-        batch = self._probe_batch(self.strategy.num_probes)
+        batch = self._probe_batch(self.strategy.num_minibatches)
         generator = torch_generator(config.seed, "reset", 0, self.due.num_resets)
         report = reset_networks(self._slots(), self.strategy, batch, generator).scalars()
         if config.reset.temperature == "reset":

@@ -1,7 +1,6 @@
-"""Plasticity metrics: pure functions with their definitions, and ``measure``, which collects them for all
-networks.
+"""Plasticity metrics as pure functions with their definitions, and ``measure``, which collects them for all networks.
 
-Ensembles are measured member by member and averaged, never stacked: two critics with three useful
+The networks of an ensemble are measured one by one and averaged, never stacked: two critics with three useful
 directions each have rank three, not six. Definitions and sources of every key stand in docs/metrics.md.
 """
 
@@ -13,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fire.network.probe import leave_no_trace, probe
-from fire.network.scale import layer_scale
-from fire.network.slot import NetworkSlot
-from fire.polar.isometry import dfi_of_gram, short_gram
+from ..network.probe import leave_no_trace, record_forward
+from ..network.scale import layer_scale
+from ..network.slot import NetworkSlot
+from ..polar.isometry import dfi_of_gram, short_gram
 
 METRIC_KEYS = (
     "plasticity/<network>/dfi",
@@ -120,17 +119,15 @@ def _weights(slot: NetworkSlot) -> dict[str, float]:
         for key, scale in (("dfi", 1.0), ("dfi_scaled", layer_scale(layer, "paper"))):
             scalars[f"{key}/{layer.name}"] = float(dfi_of_gram(gram, scale).sum())
             scalars[key] += scalars[f"{key}/{layer.name}"]
-        scalars[f"weight_norm/{layer.name}"] = _norm_per_member([layer.weight.detach()], slot.ensemble_size)
-    scalars["weight_norm"] = _norm_per_member(
-        [p.detach() for p in slot.module.parameters()], slot.ensemble_size
-    )
+        scalars[f"weight_norm/{layer.name}"] = _mean_norm([layer.weight.detach()], slot.ensemble_size)
+    scalars["weight_norm"] = _mean_norm([p.detach() for p in slot.module.parameters()], slot.ensemble_size)
     return scalars
 
 
 def _activations(
     slot: NetworkSlot, batch: Any, dormancy_threshold: float, srank_threshold: float
 ) -> dict[str, float]:
-    seen = probe(slot, batch)
+    seen = record_forward(slot, batch)
     scalars: dict[str, float] = {}
     for key, marks in (
         ("dormant_ratio", {a.name: dormant_units(a.values, dormancy_threshold) for a in seen.activations}),
@@ -140,10 +137,10 @@ def _activations(
             scalars |= {f"{key}/{name}": float(mark.double().mean()) for name, mark in marks.items()}
             scalars[key] = float(torch.cat([mark.flatten() for mark in marks.values()]).double().mean())
     if seen.features is not None:
-        members = list(seen.features)
-        scalars["srank"] = _mean([srank(member, srank_threshold) for member in members])
-        scalars["effective_rank"] = _mean([effective_rank(member) for member in members])
-        scalars["feature_norm"] = _mean([feature_norm(member) for member in members])
+        networks = list(seen.features)
+        scalars["srank"] = _mean([srank(f, srank_threshold) for f in networks])
+        scalars["effective_rank"] = _mean([effective_rank(f) for f in networks])
+        scalars["feature_norm"] = _mean([feature_norm(f) for f in networks])
     return scalars
 
 
@@ -151,11 +148,11 @@ def _gradient_norm(slot: NetworkSlot, batch: Any) -> float:
     parameters = [p for p in slot.module.parameters() if p.requires_grad]
     with leave_no_trace(slot), torch.enable_grad():
         gradients = torch.autograd.grad(slot.loss(batch), parameters, allow_unused=True)
-    return _norm_per_member([g for g in gradients if g is not None], slot.ensemble_size)
+    return _mean_norm([g for g in gradients if g is not None], slot.ensemble_size)
 
 
-def _norm_per_member(tensors: Sequence[Tensor], ensemble_size: int | None) -> float:
-    """Joint norm, in an ensemble averaged over members; a tensor without the leading dimension counts in each."""
+def _mean_norm(tensors: Sequence[Tensor], ensemble_size: int | None) -> float:
+    """Joint norm, averaged over the networks of an ensemble; a tensor without the leading dimension counts in each."""
     if ensemble_size is None:
         return joint_norm(tensors)
     return _mean(

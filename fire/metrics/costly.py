@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fire.metrics.cheap import effective_rank, joint_norm
-from fire.metrics.trials import gradients, trainability, trial_update
-from fire.network.probe import leave_no_trace, minibatches, probe
-from fire.network.slot import NetworkSlot
+from ..network.probe import leave_no_trace, minibatches, record_forward
+from ..network.slot import NetworkSlot
+from .cheap import effective_rank, joint_norm
+from .trials import gradients, trainability, trial_update
 
 # Gradients whose agreement is measured: the probe batch is cut into so many minibatches, or fewer if it is small.
 GRADIENT_BATCHES = 8
@@ -121,14 +121,14 @@ def hessian_top_eigenvalue(
             if norm == 0:
                 return 0.0
             vector = [v / norm for v in vector]
-            product = torch.autograd.grad(
+            found = torch.autograd.grad(
                 [g for g, _ in pairs],
                 parameters,
                 grad_outputs=[vector[i] for _, i in pairs],
                 retain_graph=True,
                 allow_unused=True,
             )
-            product = [torch.zeros_like(v) if p is None else p for p, v in zip(product, vector, strict=True)]
+            product = [torch.zeros_like(v) if p is None else p for p, v in zip(found, vector, strict=True)]
             previous = eigenvalue
             eigenvalue = float(
                 sum((p.double() * v.double()).sum() for p, v in zip(product, vector, strict=True))
@@ -145,7 +145,7 @@ def diagnose(
     """Run the diagnostics of every network and return them under the keys of ``DIAGNOSTIC_KEYS``.
 
     Leaves everything as it was, like :func:`fire.metrics.cheap.measure`; draws from ``generator`` (CPU) only.
-    Ranks and co-adaptation of ensembles are averaged over members. What a network cannot have is left out:
+    Ranks and co-adaptation of ensembles are averaged over its networks. What a network cannot have is left out:
     co-adaptation without ``slot.forward_next``, ranks without a head.
     """
     scalars: dict[str, float] = {}
@@ -170,7 +170,7 @@ def diagnose(
 
 
 def _of_features(slot: NetworkSlot, batch: Any) -> dict[str, float]:
-    features = probe(slot, batch).features
+    features = record_forward(slot, batch).features
     if features is None:
         return {}
     ranks: dict[str, Callable[[Tensor], float]] = {
@@ -179,8 +179,8 @@ def _of_features(slot: NetworkSlot, batch: Any) -> dict[str, float]:
         "pca_rank": pca_rank,
     }
     values = {name: sum(map(rank, features)) / len(features) for name, rank in ranks.items()}
-    if slot.forward_next is not None:
-        following = probe(slot, batch, slot.forward_next).features
+    following = None if slot.forward_next is None else record_forward(slot, batch, slot.forward_next).features
+    if following is not None:
         pairs = list(zip(features, following, strict=True))
         values["coadaptation"] = sum(coadaptation(*pair) for pair in pairs) / len(pairs)
     return values

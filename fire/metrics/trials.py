@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fire.metrics.cheap import joint_norm
-from fire.network.probe import leave_no_trace
-from fire.network.slot import NetworkSlot
-from fire.resets.injection import InjectedHead
+from ..network.probe import leave_no_trace
+from ..network.slot import NetworkSlot
+from ..resets.injection import InjectedHead
+from .cheap import joint_norm
 
 
 def gradients(slot: NetworkSlot, batch: Any) -> list[Tensor]:

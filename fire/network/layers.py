@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
-from fire.options import CONV_FORMS
+from ..options import CONV_FORMS
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,12 @@ class WeightLayer:
     @property
     def kernel_elements(self) -> int:
         """Number of kernel positions the slices of a convolution are summed over (1 for all other matrices)."""
-        return math.prod(self.module.kernel_size) if self.kind == "conv" and self.conv_form == "slices" else 1
+        return math.prod(self.kernel_size) if self.conv_form == "slices" else 1
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        """Shape of a convolution's kernel; empty for all other weights."""
+        return self.module.kernel_size if isinstance(self.module, _ConvNd) else ()
 
     def matrices(self, weight: Tensor | None = None) -> Tensor:
         """Return ``weight`` (default: the parameter, detached) as matrices of shape (..., out, in).
@@ -85,7 +90,7 @@ class WeightLayer:
         if self.kind == "linear":
             return matrices.reshape(self.weight.shape)
         if self.conv_form == "flatten":
-            grouped = matrices.unflatten(2, (-1, math.prod(self.module.kernel_size)))
+            grouped = matrices.unflatten(2, (-1, math.prod(self.kernel_size)))
         else:
             grouped = matrices.permute(0, 2, 3, 1)
         if isinstance(self.module, _ConvTransposeNd):

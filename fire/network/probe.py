@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import activation
 
-from fire.network.slot import NetworkSlot
+from .slot import NetworkSlot
 
 # Modules whose output is a unit's activation, element by element. Softmax kinds and attention are not.
 ACTIVATIONS = (
@@ -42,7 +42,7 @@ class Activation:
 
     Attributes:
         name: dotted path of the module; a second call in the same pass is ``path_2``, and so on.
-        values: (members, samples, units): batch, space and tokens are samples.
+        values: (networks, samples, units): batch, space and tokens are samples.
     """
 
     name: str
@@ -50,8 +50,8 @@ class Activation:
 
 
 @dataclass(frozen=True)
-class Probe:
-    """One forward pass: activations in order of execution, and the head's input (members, samples, features)."""
+class ForwardPass:
+    """One forward pass: activations in order of execution, and the head's input (networks, samples, features)."""
 
     activations: list[Activation]
     features: Tensor | None
@@ -71,7 +71,9 @@ def leave_no_trace(slot: NetworkSlot) -> Iterator[None]:
             module.training = training
 
 
-def probe(slot: NetworkSlot, batch: Any, forward: Callable[[Any], Tensor] | None = None) -> Probe:
+def record_forward(
+    slot: NetworkSlot, batch: Any, forward: Callable[[Any], Tensor] | None = None
+) -> ForwardPass:
     """Run ``forward`` (default ``slot.forward``) once on ``batch`` and collect activations and features, detached.
 
     Activations computed by functions instead of modules (``torch.relu``) cannot be seen.
@@ -115,7 +117,7 @@ def probe(slot: NetworkSlot, batch: Any, forward: Callable[[Any], Tensor] | None
     finally:
         for handle in handles:
             handle.remove()
-    return Probe(activations, features[0] if features else None)
+    return ForwardPass(activations, features[0] if features else None)
 
 
 def minibatches(batch: Any, count: int) -> list[Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fire.network.layers import WeightLayer
-from fire.options import SCALES
+from ..options import SCALES
+from .layers import WeightLayer
 
 
 def layer_scale(layer: WeightLayer, convention: str = "paper", polar: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fire.network.layers import WeightLayer, is_below, weight_layers
+from .layers import WeightLayer, is_below, weight_layers
 
 # Optimizers of torch.optim whose state starts at zero in every tensor (RMSprop and SGD: an absent momentum
 # buffer acts as zero unless SGD dampens).

@@ -1,5 +1,4 @@
-"""Nearest isometries: the polar factor of batches of matrices, to a promised accuracy, and its
-approximations.
+"""Polar factors, the nearest isometries, of batches of matrices to a promised accuracy, and their approximations.
 
 For W = U S V^T the polar factor is Q = U V^T, the closest matrix to W (in Frobenius norm) whose short side is
 orthonormal: the orthogonal Procrustes problem, FIRE (arXiv 2602.08040) eq. 4 and 5.
@@ -17,22 +16,56 @@ polar factor.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fire.options import METHODS, NULL_POLICIES
-from fire.polar import routes as polar
+from ..options import METHODS, NULL_POLICIES
+from . import routes
 
 # Coefficients (a, b, c) of one step X <- X (a I + b A + c A^2), A = X^T X.
 NEWTON_SCHULZ = (1.5, -0.5, 0.0)  # FIRE algorithm 1
 MUON = (3.4445, -4.7750, 2.0315)  # Keller Jordan, Muon (2024); tuned for slope at zero, does not end at 1
 
-ROUTES = {"eigh": polar.by_eigh, "poly": polar.by_polynomials, "qdwh": polar.by_qdwh}
+ROUTES = {"eigh": routes.by_eigh, "poly": routes.by_polynomials, "qdwh": routes.by_qdwh}
 BACKENDS = ("auto", *ROUTES)
+# Rounding of a factor, in units of its dtype's epsilon: storing it, and the product of the polish. The solvers' own,
+# in float64, is at most about the short side times its epsilon.
+ROUNDINGS = 2
 # float64 work space per chunk of slices, small on CPU to stay in cache; a chunk holds at least one slice.
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 1 << 30}
+
+
+class PolarFactors(NamedTuple):
+    """Polar factors of a tensor of matrices, and what their solver knows of them.
+
+    Attributes:
+        factors: (..., m, n), in the dtype of the matrices.
+        singular_values: of the matrices, (..., k) float64 ascending, k = min(m, n); 0 for directions that are
+            completed or left zero.
+        defect: (...) float64, upper bound of ||Q^T Q - I||_F / sqrt(k), the rounding of the dtype included and missing
+            directions left out.
+
+    The last two are None on GPUs, for approximating methods, and where they were not asked for.
+    """
+
+    factors: Tensor
+    singular_values: Tensor | None = None
+    defect: Tensor | None = None
+
+
+class _Group(NamedTuple):
+    """What tensors must have in common to be solved as one batch; wide matrices are solved as tall ones."""
+
+    device: torch.device
+    dtype: torch.dtype
+    long: int
+    short: int
+    is_wide: bool  # stay wide in memory
 
 
 def polar_factor(
@@ -57,7 +90,7 @@ def polar_factor(
         null=null,
         generator=generator,
         backend=backend,
-    )[0]
+    )[0].factors
 
 
 @torch.no_grad()
@@ -70,7 +103,8 @@ def polar_factors(
     null: str = "random",
     generator: torch.Generator | None = None,
     backend: str = "auto",
-) -> list[Tensor]:
+    spectra: bool = False,
+) -> list[PolarFactors]:
     """Return the polar factors of several tensors of matrices, all slices of one shape solved as one batch.
 
     Args:
@@ -85,11 +119,12 @@ def polar_factors(
             iteration), ``"error"`` raises.
         generator: CPU generator of the random completion. One number per tensor is always drawn, so the
             stream advances the same whatever the weights. Default: a generator of its own with seed 0.
+        spectra: whether singular values and defects are wanted too.
 
     Returns:
-        New tensors with the shapes, dtypes and devices of the input. Empty input gives empty output. The
-        result of a slice does not depend on what else is in the batch, bit for bit on CPU. The global random
-        state is not used.
+        For each tensor its factors, new tensors with the shapes, dtypes and devices of the input. Empty input gives
+        empty output. The result of a slice does not depend on what else is in the batch, bit for bit on CPU. The
+        global random state is not used.
 
     Raises:
         ValueError: NaN or infinity in a tensor, rank deficiency under ``null="error"`` (both name the
@@ -103,40 +138,107 @@ def polar_factors(
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     seeds = torch.randint(2**31, (len(tensors),), generator=generator).tolist()
 
-    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    groups: dict[_Group, list[int]] = defaultdict(list)
     for index, tensor in enumerate(tensors):
         rows, columns = tensor.shape[-2:]
         # On CUDA wide matrices join the tall ones, for fewer kernels; on CPU transposing costs more than it saves.
         is_wide = rows < columns and not tensor.is_cuda
         if tensor.numel():
-            groups[tensor.device, tensor.dtype, max(rows, columns), min(rows, columns), is_wide].append(index)
+            group = _Group(tensor.device, tensor.dtype, max(rows, columns), min(rows, columns), is_wide)
+            groups[group].append(index)
 
-    results = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors]
-    for (_, dtype, long, short, is_wide), members in groups.items():
+    results = [_empty_result(t, spectra and method == "polar" and not t.is_cuda) for t in tensors]
+    alone: list[Callable[[], None]] = []  # each may use all threads
+    abreast: list[Callable[[], None]] = []  # each uses one
+    for group, indices in groups.items():
+        route = _route(backend, group)
+        inputs = [_tall(_as_batch(tensors[i]), group.is_wide).contiguous() for i in indices]
+        outputs = [_tall(_slices(results[i].factors), group.is_wide) for i in indices]
 
-        def tall(batch: Tensor, keep: bool = is_wide) -> Tensor:
-            return batch.mT if batch.shape[-2] < batch.shape[-1] and not keep else batch
-
-        inputs = [tall(_as_batch(tensors[i])).contiguous() for i in members]
-        outputs = [tall(results[i].view(-1, *results[i].shape[-2:])) for i in members]
-        size = max(1, CHUNK_BYTES[inputs[0].device.type] // (8 * long * short))
-        for chunk in _chunks([len(batch) for batch in inputs], size):
+        def solve(
+            chunk: list[tuple[int, int, int]],
+            group: _Group = group,
+            indices: list[int] = indices,
+            route: routes.Route = route,
+            inputs: list[Tensor] = inputs,
+            outputs: list[Tensor] = outputs,
+        ) -> None:
             parts = [inputs[run][start:stop] for run, start, stop in chunk]
             batch = torch.cat(parts) if len(parts) > 1 else parts[0]
-            slices = [(members[run], k) for run, start, stop in chunk for k in range(start, stop)]
-            factors = _solve(
-                batch.mT if is_wide else batch,
+            slices = [(indices[run], k) for run, start, stop in chunk for k in range(start, stop)]
+            solved = _solve(
+                batch.mT if group.is_wide else batch,
                 [f"{names[i]} (slice {k})" if tensors[i].ndim > 2 else names[i] for i, k in slices],
                 [seeds[i] + k for i, k in slices],
                 method,
                 num_iters,
                 null,
-                backend,
+                route,
+                results[indices[0]].singular_values is not None,
             )
-            factors = (factors.mT if is_wide else factors).to(dtype)
+            factors = (solved.factors.mT if group.is_wide else solved.factors).to(group.dtype)
+            lengths = [stop - start for _, start, stop in chunk]
             places = [outputs[run][start:stop] for run, start, stop in chunk]
-            torch._foreach_copy_(places, list(factors.split([len(part) for part in parts])))
+            torch._foreach_copy_(places, list(factors.split(lengths)))
+            if solved.singular_values is not None and solved.defect is not None:
+                rounding = ROUNDINGS * torch.finfo(group.dtype).eps + group.short * routes.EPS64
+                defect = solved.defect + rounding
+                found = zip(solved.singular_values.split(lengths), defect.split(lengths), strict=True)
+                for (run, start, stop), (values, bounds) in zip(chunk, found, strict=True):
+                    result = results[indices[run]]
+                    if result.singular_values is not None and result.defect is not None:
+                        result.singular_values.view(-1, group.short)[start:stop] = values
+                        result.defect.view(-1)[start:stop] = bounds
+
+        size = max(1, CHUNK_BYTES[inputs[0].device.type] // (8 * group.long * group.short))
+        jobs = abreast if route is routes.by_eigh and not inputs[0].is_cuda else alone
+        jobs += [partial(solve, chunk) for chunk in _chunks([len(batch) for batch in inputs], size)]
+    for job in alone:
+        job()
+    _run_abreast(abreast)
     return results
+
+
+def _run_abreast(jobs: Sequence[Callable[[], None]]) -> None:
+    """Run every job on one thread, as many at a time as PyTorch may use threads.
+
+    MKL's eigensolver takes as long on two threads as on one for matrices of this size, and twice to four times the
+    processor time; side by side the matrices do share the cores, and round as they do on one thread.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or len(jobs) < 2:
+        for job in jobs:
+            job()
+        return
+
+    def run(job: Callable[[], None]) -> None:
+        with torch.no_grad():  # a setting of each thread
+            job()
+
+    try:
+        with ThreadPoolExecutor(threads, "polar", torch.set_num_threads, (1,)) as pool:
+            list(pool.map(run, jobs))
+    finally:
+        torch.set_num_threads(threads)  # what the workers set is the default of threads to come
+
+
+def _empty_result(tensor: Tensor, spectra: bool) -> PolarFactors:
+    factors = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    if not spectra:
+        return PolarFactors(factors)
+    *leading, rows, columns = tensor.shape
+    values = torch.zeros(*leading, min(rows, columns), dtype=torch.float64)
+    return PolarFactors(factors, values, torch.zeros(leading, dtype=torch.float64))
+
+
+def _slices(tensor: Tensor) -> Tensor:
+    """View (..., m, n) as (slices, m, n)."""
+    return tensor.view(-1, *tensor.shape[-2:])
+
+
+def _tall(batch: Tensor, keep: bool) -> Tensor:
+    """Wide matrices as tall ones, unless they are to be kept."""
+    return batch.mT if batch.shape[-2] < batch.shape[-1] and not keep else batch
 
 
 def _check_options(method: str, num_iters: int, null: str, backend: str) -> None:
@@ -190,9 +292,10 @@ def _solve(
     method: str,
     num_iters: int,
     null: str,
-    backend: str,
-) -> Tensor:
-    """Return the factors of ``batch`` (slices, m, n), m >= n."""
+    route: routes.Route,
+    spectra: bool,
+) -> PolarFactors:
+    """Solve ``batch`` (slices, m, n), m >= n; the defect is without the rounding of the result's dtype."""
     largest = batch.abs().amax(dim=(-2, -1), keepdim=True)
     finite = largest.isfinite().flatten()
     if not finite.all():
@@ -202,26 +305,38 @@ def _solve(
     largest = torch.where(largest == 0, 1, largest)
     if method != "polar":
         coefficients = NEWTON_SCHULZ if method == "newton_schulz" else MUON
-        return _iterate(batch / largest, coefficients, num_iters)
+        return PolarFactors(_iterate(batch / largest, coefficients, num_iters))
 
     scaled = batch.to(torch.float64, copy=True).div_(largest)
     # On CUDA a float32 product may be a TF32 one.
     polish_dtype = torch.float64 if batch.is_cuda else batch.dtype
-    factors, in_doubt = _route(backend, batch)(scaled, polish_dtype)
+    factors, in_doubt, defect, eigenvalues = route(scaled, polish_dtype)
+    completed = {}
     for index in in_doubt.nonzero().flatten().tolist():
-        factors[index] = polar.complete(scaled[index], labels[index], seeds[index], null)
-    return factors
+        factors[index], completed[index] = routes.complete(scaled[index], labels[index], seeds[index], null)
+    if not spectra:
+        return PolarFactors(factors)
+
+    if eigenvalues is None:
+        eigenvalues = torch.linalg.eigvalsh(routes.gram(scaled))
+    values = eigenvalues.clamp(min=0).sqrt()
+    unresolved = ~routes.resolved(eigenvalues) & ~in_doubt
+    if unresolved.any():
+        values[unresolved] = torch.linalg.svdvals(scaled[unresolved]).flip(-1)
+    defect = defect.double().masked_fill_(in_doubt, 0)
+    for index, descending in completed.items():
+        values[index] = descending.flip(-1)
+    return PolarFactors(factors, values * largest.squeeze(-1), defect)
 
 
-def _route(backend: str, batch: Tensor) -> polar.Route:
+def _route(backend: str, group: _Group) -> routes.Route:
     """The route of ``backend``; ``"auto"`` chooses by device, dtype and shape, never by values or batch size."""
     if backend != "auto":
         return ROUTES[backend]
-    if batch.is_cuda:
-        return polar.by_polynomials
-    long, short = batch.shape[-2:]
-    nearly_square = short >= polar.QDWH_FROM and long <= polar.QDWH_ASPECT * short
-    return polar.by_qdwh if nearly_square and batch.dtype != torch.float64 else polar.by_eigh
+    if group.device.type == "cuda":
+        return routes.by_polynomials
+    nearly_square = group.short >= routes.QDWH_FROM and group.long <= routes.QDWH_ASPECT * group.short
+    return routes.by_qdwh if nearly_square and group.dtype != torch.float64 else routes.by_eigh
 
 
 def _iterate(batch: Tensor, coefficients: tuple[float, float, float], num_iters: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Three routes to the polar factors of a batch of tall matrices, the certificate they share, and the SVD behind it.
 
-Each route takes float64 matrices (slices, m, n), m >= n, and returns their factors and which of them it cannot
-vouch for. A certified factor has a relative defect ||Q^T Q - I||_F / sqrt(n) of at most ``CERTIFIED``, plus the
+Each route takes float64 matrices (slices, m, n), m >= n, and returns a ``Solution``: their factors and which of them it
+cannot vouch for. A certified factor has a relative defect ||Q^T Q - I||_F / sqrt(n) of at most ``CERTIFIED``, plus the
 rounding of its dtype.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,10 +33,27 @@ QDWH_ASPECT = 1.5
 # Short side from which half of a symmetric product is mirrored instead of computed (CPU).
 MIRROR_FROM = 512
 
-Route = Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor]]
+
+class Solution(NamedTuple):
+    """What a route found for (slices, m, n) matrices.
+
+    Attributes:
+        factors: (slices, m, n).
+        in_doubt: (slices,) bool, factors that are not certified.
+        defect: (slices,) certified bound of the relative defect, without the rounding of the dtype.
+        eigenvalues: (slices, n) float64, of the Gram matrix, ascending; None where the route needs none.
+    """
+
+    factors: Tensor
+    in_doubt: Tensor
+    defect: Tensor
+    eigenvalues: Tensor | None = None
 
 
-def by_eigh(batch: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+Route = Callable[[Tensor, torch.dtype], Solution]
+
+
+def by_eigh(batch: Tensor, dtype: torch.dtype) -> Solution:
     """Q = W (W^T W)^(-1/2) by eigendecomposition of the Gram matrix: the fastest on CPU for most shapes.
 
     Args:
@@ -43,24 +61,24 @@ def by_eigh(batch: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         dtype: of the result and of its polish.
 
     Returns:
-        Factors in ``dtype``, and which slices are in doubt, (slices,) bool.
+        Factors in ``dtype``, with the eigenvalues.
     """
     eigenvalues, vectors = torch.linalg.eigh(gram(batch))
     smallest, rounding = eigenvalues[:, 0], EPS64 * eigenvalues[:, -1]
+    defect = rounding / smallest
     in_doubt = rounding >= SVD_ABOVE * smallest  # true for a zero matrix
     roots = eigenvalues.clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
     factors = times(batch, (vectors * roots.unsqueeze(-2)) @ vectors.mT).to(dtype)
     rough = ~in_doubt & (rounding > POLISH_ABOVE * smallest)
     if rough.all():
-        factors, certified = polish(factors, SVD_ABOVE)
-        in_doubt = ~certified
+        factors, in_doubt, defect, _ = polish(factors, SVD_ABOVE)
     elif len(chosen := rough.nonzero().flatten()):
-        factors[chosen], certified = polish(_rows(factors, chosen), SVD_ABOVE)
-        in_doubt[chosen] = ~certified
-    return factors, in_doubt
+        factors[chosen], in_doubt[chosen], polished, _ = polish(_rows(factors, chosen), SVD_ABOVE)
+        defect[chosen] = polished.to(defect.dtype)
+    return Solution(factors, in_doubt, defect, eigenvalues)
 
 
-def by_polynomials(batch: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def by_polynomials(batch: Tensor, dtype: torch.dtype) -> Solution:
     """The same by polynomials on the Gram matrix: matrix products only, and no synchronisation with the host.
 
     With p(x) = x q(x^2) from ``minimax_schedule`` a step is Z = q(R), P <- P Z, R <- R Z^2, from R = G / bound,
@@ -76,11 +94,10 @@ def by_polynomials(batch: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         root = root @ step
         rest = step @ rest @ step
         rest = torch.lerp(rest, rest.mT, 0.5)  # rounding must not grow an antisymmetric part
-    factors, certified = polish(times(batch, root).to(dtype), SVD_ABOVE)
-    return factors, ~certified
+    return polish(times(batch, root).to(dtype), SVD_ABOVE)
 
 
-def by_qdwh(batch: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def by_qdwh(batch: Tensor, dtype: torch.dtype) -> Solution:
     """Dynamically weighted Halley iteration by Cholesky factors: the fastest on CPU for large nearly square matrices.
 
     X <- b/c X + (a - b/c) X (I + c X^T X)^(-1) (Nakatsukasa, Bai and Gygi 2010, SIAM J. Matrix Anal. Appl. 31,
@@ -98,11 +115,10 @@ def by_qdwh(batch: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         triangle = torch.linalg.cholesky_ex(squares)[0]
         solved = torch.cholesky_solve(x.mT, triangle).mT
         x = torch.add(x * (b / c), solved, alpha=a - b / c).to(dtype)
-    factors, certified = polish(x, math.inf)
-    return factors, ~certified
+    return polish(x, math.inf)
 
 
-def polish(x: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+def polish(x: Tensor, limit: float) -> Solution:
     """One step X + X D towards the isometry, D = -E/2 + 3/8 E^2 with E = X^T X - I, and whether it is certified.
 
     D is the Taylor polynomial of (I + E)^(-1/2) - I, so the defect afterwards is 5/8 E^3 + O(E^4), and
@@ -114,7 +130,7 @@ def polish(x: Tensor, limit: float) -> tuple[Tensor, Tensor]:
             where they come from rounding instead of an iteration stopped early.
 
     Returns:
-        Polished matrices in the dtype of ``x``, and which of them are certified, (slices,) bool.
+        Polished matrices in the dtype of ``x``; those that are not certified are in doubt.
     """
     excess = gram(x)
     excess.diagonal(dim1=-2, dim2=-1).sub_(1)
@@ -124,11 +140,21 @@ def polish(x: Tensor, limit: float) -> tuple[Tensor, Tensor]:
     after = 0.625 * torch.linalg.matrix_norm(square) ** 1.5 / size
     step = torch.add(0.375 * square, excess, alpha=-0.5)
     x = torch.baddbmm(x.mT, step, x.mT).mT if _is_wide(x) else torch.baddbmm(x, x, step)
-    return x, (before <= limit) & (after <= CERTIFIED)
+    return Solution(x, ~((before <= limit) & (after <= CERTIFIED)), after)
 
 
-def complete(matrix: Tensor, label: str, seed: int, null: str) -> Tensor:
-    """Polar factor of one (m, n) float64 matrix by SVD on the host; missing directions are treated as ``null`` says.
+def resolved(eigenvalues: Tensor) -> Tensor:
+    """Which Gram matrices resolve their smallest singular value: (slices, n) eigenvalues, ascending, to (slices,) bool.
+
+    Their rounding is at most about n eps times the largest eigenvalue.
+    """
+    return eigenvalues[:, 0] > 1e3 * EPS64 * eigenvalues.shape[-1] * eigenvalues[:, -1]
+
+
+def complete(matrix: Tensor, label: str, seed: int, null: str) -> tuple[Tensor, Tensor]:
+    """Polar factor and singular values of one (m, n) float64 matrix by SVD on the host.
+
+    Missing directions, whose singular values are returned as 0, are treated as ``null`` says.
 
     Every Q = U_r V_r^T + U_0 V_0^T with orthonormal U_0 orthogonal to U_r is equally close to the matrix; a
     Haar-random U_0 is the one that prefers no direction. A zero matrix becomes a random isometry, like a
@@ -150,10 +176,10 @@ def complete(matrix: Tensor, label: str, seed: int, null: str) -> Tensor:
         for _ in range(2):  # the second projection removes the rounding of the first
             noise -= left @ (left.mT @ noise)
         basis, triangle = torch.linalg.qr(noise)
-        factor += (
-            basis * triangle.diagonal().sign()
-        ) @ missing  # this sign makes the QR factor Haar distributed
-    return factor.to(matrix.device)
+        # This sign makes the QR factor Haar distributed.
+        factor += (basis * triangle.diagonal().sign()) @ missing
+    singular_values[rank:] = 0
+    return factor.to(matrix.device), singular_values
 
 
 def gram(x: Tensor) -> Tensor:
@@ -224,8 +250,7 @@ def minimax_schedule(lowest: float = LOWEST, tolerance: float = 1e-3) -> list[tu
 
 
 def minimax_quintic(low: float, high: float) -> tuple[tuple[float, float, float], float]:
-    """(a, b, c) and error of the odd quintic a x + b x^3 + c x^5 closest to 1 on [low, high], by Remez
-    exchange.
+    """(a, b, c) and error of the odd quintic a x + b x^3 + c x^5 closest to 1 on [low, high], by Remez exchange.
 
     The error takes its largest size with alternating sign at both ends and at the two inner extrema, so the
     exchange only has to find the extrema, the roots of a + 3 b x^2 + 5 c x^4.

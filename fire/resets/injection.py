@@ -1,23 +1,22 @@
-"""Plasticity injection: freeze the head and learn a new one on top, without changing any output.
+"""PlasticityInjection: freeze the head and learn a new one on top, without changing any output.
 
-It adds modules, so a checkpoint must rebuild them before loading: call :func:`restore_structure` with the
-    state.
+It adds modules, so a checkpoint must rebuild them before loading: call :func:`restore_structure` with the state.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fire.network.slot import NetworkSlot
-from fire.options import PlasticityInjectionOptions
-from fire.resets.base import Plan, Reset
+from ..network.slot import NetworkSlot
+from ..options import PlasticityInjectionOptions
+from .base import Plan, Reset
 
 
 class InjectedHead(nn.Module):
@@ -38,7 +37,7 @@ class InjectedHead(nn.Module):
 
 
 @dataclass(frozen=True)
-class PlasticityInjection(PlasticityInjectionOptions, Reset):
+class PlasticityInjection(Reset):
     """Plasticity injection (Nikishin et al. 2023, arXiv 2305.15555): q = h(x) + h_new(x) - h_start(x).
 
     The number of learning parameters stays; the rest of the network keeps learning. Structural: references
@@ -48,12 +47,13 @@ class PlasticityInjection(PlasticityInjectionOptions, Reset):
 
     name: ClassVar[str] = "plasticity_injection"
     structural: ClassVar[bool] = True
+    options: PlasticityInjectionOptions = field(default_factory=PlasticityInjectionOptions)
 
     def plan(self, slots: Mapping[str, NetworkSlot], batch: Any, generator: torch.Generator) -> Plan:
         plan = Plan()
         for slot in slots.values():
-            names = [self.head] if self.head else head_names(slot)
-            fresh = slot.build(generator) if self.source == "redraw" else slot.initial()
+            names = [self.options.head] if self.options.head else head_names(slot)
+            fresh = self.new_network(slot, generator)
             heads = [(name, fresh.get_submodule(name)) for name in names]
             for name, _ in heads:
                 slot.module.get_submodule(name)

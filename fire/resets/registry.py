@@ -9,29 +9,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from fire.network.scale import layer_scale
-from fire.network.slot import NetworkSlot
-from fire.options import ResetOptions
-from fire.resets.base import LayerwiseReset, Plan, Reset, Write
-from fire.resets.dash import DashReset
-from fire.resets.injection import PlasticityInjection
-from fire.resets.layerwise import (
-    FireDqnReset,
-    FireReset,
-    FullReset,
-    NoReset,
-    OptimizerReset,
-    RandomOrthogonalReset,
-    ShrinkPerturbReset,
-    SrDqnReset,
-)
-from fire.resets.recycling import ContinualBackprop, ReDo, SelfNormalizedReset
-from fire.resets.report import ResetReport, describe
+from ..network.scale import layer_scale
+from ..network.slot import NetworkSlot
+from ..options import OPTIONS, ResetOptions
+from .base import LayerwiseReset, Reset
+from .cbp import ContinualBackprop
+from .dash import DashReset
+from .fire import FireDqnReset, FireReset
+from .full import FullReset
+from .injection import PlasticityInjection
+from .none import NoReset, OptimizerReset
+from .plan import Plan, Write
+from .random_orthogonal import RandomOrthogonalReset
+from .redo import ReDo
+from .report import LayerChange, ResetReport, layer_reports
+from .shrink_perturb import ShrinkPerturbReset, SrDqnReset
+from .snr import SelfNormalizedReset
 
 __all__ = ["REGISTRY", "LayerwiseReset", "Plan", "Reset", "ResetReport", "make_reset", "reset_networks"]
 
@@ -56,8 +54,17 @@ REGISTRY: dict[str, type[Reset]] = {
 
 
 def make_reset(name: str, options: ResetOptions) -> Reset:
-    """Return strategy ``name`` with the ``options`` that ``fire.options.OPTIONS[name]`` holds."""
-    return REGISTRY[name](**asdict(options))
+    """Return strategy ``name`` with ``options``, an instance of ``fire.options.OPTIONS[name]``.
+
+    Raises:
+        ValueError: unknown name.
+        TypeError: options of another class.
+    """
+    if name not in REGISTRY:
+        raise ValueError(f"reset {name!r} is not one of {', '.join(REGISTRY)}")
+    if type(options) is not OPTIONS[name]:
+        raise TypeError(f"reset {name} takes {OPTIONS[name].__name__}, got {type(options).__name__}")
+    return REGISTRY[name](options)
 
 
 def reset_networks(
@@ -76,37 +83,38 @@ def reset_networks(
 
     Raises:
         ValueError: NaN or infinity in a weight to be orthogonalized, or in a new value.
-        TypeError: a weight is computed by a parametrization, or ``reset.optimizer`` is ``"zero"`` and an
+        TypeError: a weight is computed by a parametrization, or ``reset.options.optimizer`` is ``"zero"`` and an
             optimizer's initial state is not zero.
     """
     seconds = -time.perf_counter()
-    if reset.optimizer == "zero":
+    if reset.options.optimizer == "zero":
         for slot in slots.values():
             slot.check_zeroable()
     draws = generator.get_state()
     with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(slots)):
         plan = reset.plan(slots, batch, generator)
-        if reset.target == "same":
+        if reset.options.target == "same":
             plan.writes += _target_writes(slots, reset, batch, draws)
         plan.check()
         seconds += time.perf_counter()
-        reports = [
-            describe(network, layer, plan.value_of(layer.weight), layer_scale(layer))
-            for network, slot in slots.items()
-            for layer in slot.layers(reset.conv_form)
-        ]
+        changes = []
+        for network, slot in slots.items():
+            for layer in slot.layers(reset.conv_form):
+                write = plan.write_to(layer.weight)
+                changes.append(LayerChange(network, layer, write.value, layer_scale(layer), write.spectra))
+        reports = layer_reports(changes)
         seconds -= time.perf_counter()
         plan.write()
         for slot in slots.values():
-            if reset.optimizer == "zero":
+            if reset.options.optimizer == "zero":
                 slot.zero_optimizer_state()
-            elif reset.optimizer == "rebuild":
+            elif reset.options.optimizer == "rebuild":
                 slot.rebuild_optimizer_state()
-            if reset.target == "sync":
+            if reset.options.target == "sync":
                 slot.sync_target()
         for device in _cuda_devices(slots):
             torch.cuda.synchronize(device)
-    return ResetReport(tuple(reports), seconds + time.perf_counter())
+    return ResetReport(reports, seconds + time.perf_counter())
 
 
 def _target_writes(
@@ -127,7 +135,7 @@ def _target_writes(
         for tensor in (*slot.target.parameters(), *slot.target.buffers())
     }
     writes = reset.plan(shadows, batch, generator).writes
-    return [(f"target of {name}", place, value) for name, place, value in writes if id(place) in ours]
+    return [w._replace(name=f"target of {w.name}") for w in writes if id(w.destination) in ours]
 
 
 def _cuda_devices(slots: Mapping[str, NetworkSlot]) -> list[torch.device]:

@@ -1,16 +1,20 @@
-"""What a reset did: FIRE's quantities for every weight layer, before and after."""
+"""ResetReport: what a reset did, FIRE's quantities for every weight layer before and after."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fire.network.layers import WeightLayer
-from fire.polar.isometry import dfi_of_gram, sfe, short_gram
-from fire.polar.routes import EPS64
+from ..network.layers import WeightLayer
+from ..polar.isometry import dfi_of_gram, sfe, short_gram
+from ..polar.routes import resolved
+from .plan import Spectra
 
 QUANTITIES = (
     "sfe",
@@ -34,19 +38,27 @@ class LayerReport:
     """What a reset did to one weight layer.
 
     Attributes:
-        network, layer: where it is.
+        network, layer: where it is; the network is empty after ``fire_``.
+        kind, role: as in :class:`~fire.network.layers.WeightLayer`.
+        scale: the layer's scale s, that of the paper or the one ``fire_`` was asked for; the mean over the layer's
+            matrices where they differ.
         sfe: ||W - W~||_F^2 (FIRE eq. 1).
         squared_norm: ||W||_F^2 before.
         dfi_before, dfi_after: raw ||W^T W - I||_F^2 on the short side, summed over the layer's matrices.
-        dfi_scaled_before, dfi_scaled_after: the same for W / s, s being the layer's scale.
+        dfi_scaled_before, dfi_scaled_after: the same for W / s.
         condition_number: largest over smallest singular value before, the worst of the layer's matrices;
             infinite where one lacks a direction.
-        residual: ||(W~/s)^T (W~/s) - I||_F / sqrt(n) after, n the short side, the worst of the layer's
-            matrices. After FIRE it is rounding.
+        residual: ||(W~/s)^T (W~/s) - I||_F / sqrt(n) after, n the short side, the worst of the layer's matrices.
+
+    Where a solver certifies its result (FIRE with ``method="polar"`` on CPU), ``residual`` and the parts of
+    ``dfi_after`` and ``dfi_scaled_after`` that are rounding are the certified upper bounds, not measured.
     """
 
     network: str
     layer: str
+    kind: str
+    role: str
+    scale: float
     sfe: float
     squared_norm: float
     dfi_before: float
@@ -78,58 +90,126 @@ class ResetReport:
         for layer in self.layers:
             networks[layer.network].append(layer)
         for network, layers in networks.items():
-            values = {name: [getattr(layer, name) for layer in layers] for name in (*_SUMMED, *_WORST)}
-            total = LayerReport(
-                network,
-                "",
-                **{name: sum(values[name]) for name in _SUMMED},
-                **{name: max(values[name]) for name in _WORST},
-            )
+            prefix = f"reset/{network}" if network else "reset"
             for quantity in QUANTITIES:
-                scalars[f"reset/{network}/{quantity}"] = getattr(total, quantity)
-                for layer in layers:
-                    scalars[f"reset/{network}/{quantity}/{layer.layer}"] = getattr(layer, quantity)
+                values = [getattr(layer, quantity) for layer in layers]
+                if quantity == "relative_sfe":
+                    total = _ratio(
+                        sum(layer.sfe for layer in layers), sum(layer.squared_norm for layer in layers)
+                    )
+                else:
+                    total = max(values) if quantity in ("condition_number", "residual") else sum(values)
+                scalars[f"{prefix}/{quantity}"] = total
+                for layer, value in zip(layers, values, strict=True):
+                    scalars[f"{prefix}/{quantity}/{layer.layer}"] = value
         return scalars
 
+    def __str__(self) -> str:
+        """A table with one line for each layer."""
+        lines = [
+            f"{'layer':30} {'role':6} {'scale':>8} {'rel. SFE':>9} {'DfI/s^2 before':>14} {'cond':>8} {'residual':>9}"
+        ]
+        for layer in self.layers:
+            name = f"{layer.network}/{layer.layer}".lstrip("/")
+            lines.append(
+                f"{name:30} {layer.role:6} {layer.scale:8.4f} {layer.relative_sfe:9.4f} "
+                f"{layer.dfi_scaled_before:14.4g} {layer.condition_number:8.2g} {layer.residual:9.1e}"
+            )
+        return "\n".join(lines)
 
-_WORST = ("condition_number", "residual")
-_SUMMED = tuple(name for name in LayerReport.__annotations__ if name not in ("network", "layer", *_WORST))
 
+class LayerChange(NamedTuple):
+    """One weight layer about to change: all that its report is made from.
 
-def describe(network: str, layer: WeightLayer, after: Tensor, scale: Tensor) -> LayerReport:
-    """Compare the layer's weight as it is with ``after``; ``scale`` (..., one for each matrix) defines the
-    scaled DfI.
+    Attributes:
+        network: name of the layer's network.
+        layer: the layer, with its weight as it is.
+        after: what its weight will be.
+        scale: what the scaled quantities refer to, one for each matrix, (...) float64.
+        spectra: what a solver knows of the matrices; None: they are measured.
     """
-    before = layer.weight.detach()
-    grams = [short_gram(layer.matrices(weight)) for weight in (before, after)]
-    raw_before, raw_after = (float(dfi_of_gram(gram).sum()) for gram in grams)
-    scaled_before, scaled_after = (dfi_of_gram(gram, scale) for gram in grams)
-    return LayerReport(
-        network=network,
-        layer=layer.name,
-        sfe=float(sfe(before, after)),
-        squared_norm=float(before.double().square().sum()),
-        dfi_before=raw_before,
-        dfi_after=raw_after,
-        dfi_scaled_before=float(scaled_before.sum()),
-        dfi_scaled_after=float(scaled_after.sum()),
-        condition_number=condition_number(layer.matrices(), grams[0]),
-        residual=float((scaled_after.amax() / grams[1].shape[-1]).sqrt()),
+
+    network: str
+    layer: WeightLayer
+    after: Tensor
+    scale: Tensor
+    spectra: Spectra | None = None
+
+
+def layer_reports(changes: Sequence[LayerChange]) -> tuple[LayerReport, ...]:
+    """Return a report on each change; waits for a GPU once for all of them."""
+    measured = [i for i, change in enumerate(changes) if change.spectra is None]
+    grams = [short_gram(changes[i].layer.matrices()) for i in measured]
+    figures = {i: _measured(changes[i], gram) for i, gram in zip(measured, grams, strict=True)}
+    figures |= {i: _known(c.spectra, c.scale) for i, c in enumerate(changes) if c.spectra is not None}
+    host = _to_host([figures[i] for i in range(len(changes))] + grams)
+    rows = [row.tolist() for row in host[: len(changes)]]
+    for i, gram in zip(measured, host[len(changes) :], strict=True):
+        rows[i][CONDITION] = condition_number(changes[i].layer.matrices(), gram)
+    return tuple(
+        LayerReport(network, layer.name, layer.kind, layer.role, *row)
+        for (network, layer, *_), row in zip(changes, rows, strict=True)
     )
 
 
-def condition_number(matrices: Tensor, gram: Tensor) -> float:
-    """Worst condition number of ``matrices`` (..., m, n) with the Gram matrices ``short_gram(matrices)``.
+# The numbers of a LayerReport in the order of its attributes, and the place of the one that is found on the host.
+FIGURES = tuple(LayerReport.__annotations__)[4:]
+CONDITION = FIGURES.index("condition_number")
 
-    By eigenvalues of the Gram matrix on the host, by SVD where those cannot resolve it; NaN for matrices with NaN
-    or infinity.
+
+def _known(spectra: Spectra, scale: Tensor) -> Tensor:
+    """The figures from the singular values before and after, which have the same singular vectors."""
+    before, after, defect = spectra
+    raw, scaled = (
+        # What is not rounding, and the rounding that the solver's certificate allows.
+        (ratio.square() - 1).square() + (ratio.square() * defect[..., None]).square()
+        for ratio in (after, after / scale[..., None])
+    )
+    smallest = before.amin(-1)
+    figures = {
+        "scale": scale.mean(),
+        "sfe": (before - after).square().sum(),
+        "squared_norm": before.square().sum(),
+        "dfi_before": (before.square() - 1).square().sum(),
+        "dfi_after": raw.sum(),
+        "dfi_scaled_before": ((before / scale[..., None]).square() - 1).square().sum(),
+        "dfi_scaled_after": scaled.sum(),
+        "condition_number": torch.where(smallest > 0, before.amax(-1) / smallest, torch.inf).amax(),
+        "residual": scaled.mean(-1).amax().sqrt(),
+    }
+    return torch.stack([figures[name] for name in FIGURES])
+
+
+def _measured(change: LayerChange, gram: Tensor) -> Tensor:
+    """The figures by looking at the weight before, whose Gram matrices are ``gram``, and after; no condition number."""
+    before, scale = change.layer.weight.detach(), change.scale
+    gram_after = short_gram(change.layer.matrices(change.after))
+    scaled = dfi_of_gram(gram_after, scale)
+    figures = {
+        "scale": scale.mean(),
+        "sfe": sfe(before, change.after),
+        "squared_norm": before.double().square().sum(),
+        "dfi_before": dfi_of_gram(gram).sum(),
+        "dfi_after": dfi_of_gram(gram_after).sum(),
+        "dfi_scaled_before": dfi_of_gram(gram, scale).sum(),
+        "dfi_scaled_after": scaled.sum(),
+        "condition_number": torch.full_like(scale.mean(), torch.nan),
+        "residual": (scaled.amax() / gram_after.shape[-1]).sqrt(),
+    }
+    return torch.stack([figures[name] for name in FIGURES])
+
+
+def condition_number(matrices: Tensor, gram: Tensor) -> float:
+    """Worst condition number of ``matrices`` (..., m, n) with the Gram matrices ``short_gram(matrices)`` on the host.
+
+    By eigenvalues of the Gram matrix, by SVD where those cannot resolve it; NaN for matrices with NaN or infinity.
     """
     size = gram.shape[-1]
-    gram = gram.reshape(-1, size, size).cpu()
+    gram = gram.reshape(-1, size, size)
     largest = gram.abs().amax(dim=(-2, -1), keepdim=True)
     usable = (largest.isfinite() & (largest > 0)).flatten()
     eigenvalues = torch.linalg.eigvalsh(gram[usable] / largest[usable])
-    clear = eigenvalues[:, 0] > 1e3 * EPS64 * size * eigenvalues[:, -1]
+    clear = resolved(eigenvalues)
     conditions = [(eigenvalues[clear, -1] / eigenvalues[clear, 0]).sqrt()]
     usable[usable.clone()] = clear
     if not usable.all():
@@ -141,7 +221,18 @@ def condition_number(matrices: Tensor, gram: Tensor) -> float:
     return float(torch.cat(conditions).amax())
 
 
+def _to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors on the CPU, all those of one device in one transfer."""
+    host = list(tensors)
+    for device in {tensor.device for tensor in tensors if tensor.device.type != "cpu"}:
+        there = [i for i, tensor in enumerate(tensors) if tensor.device == device]
+        flat = torch.cat([tensors[i].flatten() for i in there]).cpu()
+        for i, part in zip(there, flat.split([tensors[i].numel() for i in there]), strict=True):
+            host[i] = part.reshape(tensors[i].shape)
+    return host
+
+
 def _ratio(part: float, whole: float) -> float:
     if whole == 0:
-        return 0.0 if part == 0 else float("inf")
+        return 0.0 if part == 0 else math.inf
     return part / whole

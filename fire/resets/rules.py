@@ -1,7 +1,6 @@
-"""What happens to one parameter in a reset: keep, redraw, shrink and perturb, orthogonalize, random
-orthogonal.
+"""What happens to one parameter in a reset: keep, zero, redraw, shrink and perturb, orthogonalize, random orthogonal.
 
-A rule takes all entries it applies to in the whole agent at once, so that orthogonalization can batch equal
+A rule takes all parameters it applies to in the whole agent at once, so that orthogonalization can batch equal
 shapes, and returns new values without writing any: the reset writes when every rule has succeeded.
 """
 
@@ -14,13 +13,15 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from fire.network.layers import WeightLayer
-from fire.network.scale import layer_scale
-from fire.polar.factors import polar_factors
+from ..network.layers import WeightLayer
+from ..network.scale import layer_scale
+from ..options import IsometryOptions
+from ..polar.factors import PolarFactors, polar_factors
+from .plan import Spectra, Write
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
+class NamedParameter:
     """One parameter of one network under a reset.
 
     Attributes:
@@ -37,15 +38,29 @@ class Entry:
     is_weight: bool
     fresh: Tensor | None = None
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether it belongs to a linear layer."""
+        return self.layer is not None and self.layer.kind == "linear"
+
 
 class Rule(Protocol):
-    """New values for a group of entries. Rules are hashable: entries with equal rules form one group."""
+    """New values for a group of parameters. Rules are hashable: parameters with equal rules form one group."""
 
     needs_fresh: ClassVar[bool]
 
-    def __call__(self, entries: Sequence[Entry], generator: torch.Generator) -> list[Tensor]:
-        """Return one new value for each entry, in the shape of its parameter."""
+    def __call__(self, parameters: Sequence[NamedParameter], generator: torch.Generator) -> list[Write]:
+        """Return one new value for each parameter, in its shape."""
         ...
+
+
+def rule_for_chosen(parameter: NamedParameter, options: IsometryOptions, weight_rule: Rule) -> Rule:
+    """``weight_rule`` for weights of the layers that ``options`` choose, their own rule for biases, else Keep."""
+    if parameter.layer is None or parameter.layer.role not in options.roles:
+        return Keep()
+    if parameter.is_weight:
+        return weight_rule
+    return Zero() if options.biases == "zero" else Keep()
 
 
 @dataclass(frozen=True)
@@ -54,8 +69,8 @@ class Keep:
 
     needs_fresh: ClassVar[bool] = False
 
-    def __call__(self, entries: Sequence[Entry], generator: torch.Generator) -> list[Tensor]:
-        return [entry.parameter.detach() for entry in entries]
+    def __call__(self, parameters: Sequence[NamedParameter], generator: torch.Generator) -> list[Write]:
+        return []
 
 
 @dataclass(frozen=True)
@@ -64,8 +79,8 @@ class Zero:
 
     needs_fresh: ClassVar[bool] = False
 
-    def __call__(self, entries: Sequence[Entry], generator: torch.Generator) -> list[Tensor]:
-        return [torch.zeros_like(entry.parameter) for entry in entries]
+    def __call__(self, parameters: Sequence[NamedParameter], generator: torch.Generator) -> list[Write]:
+        return [Write(p.name, p.parameter, torch.zeros_like(p.parameter)) for p in parameters]
 
 
 @dataclass(frozen=True)
@@ -74,8 +89,8 @@ class Redraw:
 
     needs_fresh: ClassVar[bool] = True
 
-    def __call__(self, entries: Sequence[Entry], generator: torch.Generator) -> list[Tensor]:
-        return [entry.fresh.detach() for entry in entries]
+    def __call__(self, parameters: Sequence[NamedParameter], generator: torch.Generator) -> list[Write]:
+        return [Write(p.name, p.parameter, _fresh(p)) for p in parameters]
 
 
 @dataclass(frozen=True)
@@ -85,20 +100,18 @@ class ShrinkPerturb:
     shrink_factor: float
     needs_fresh: ClassVar[bool] = True
 
-    def __call__(self, entries: Sequence[Entry], generator: torch.Generator) -> list[Tensor]:
+    def __call__(self, parameters: Sequence[NamedParameter], generator: torch.Generator) -> list[Write]:
         return [
-            torch.lerp(entry.fresh.detach(), entry.parameter.detach(), self.shrink_factor)
-            for entry in entries
+            Write(p.name, p.parameter, torch.lerp(_fresh(p), p.parameter.detach(), self.shrink_factor))
+            for p in parameters
         ]
 
 
 @dataclass(frozen=True)
 class Orthogonalize:
-    """Move each matrix W = U S V^T to U ((1 - t) S + t s I) V^T, t being the strength and s the layer's
-    scale.
+    """Move each matrix W = U S V^T to U ((1 - t) S + t s I) V^T, t being the strength and s the layer's scale.
 
-    Strength 1 is FIRE (arXiv 2602.08040, eq. 5): the nearest of all matrices whose short side is s times
-    orthonormal.
+    Strength 1 is FIRE (arXiv 2602.08040, eq. 5): the nearest of all matrices whose short side is s times orthonormal.
     """
 
     scale: str = "paper"
@@ -108,23 +121,34 @@ class Orthogonalize:
     null: str = "random"
     needs_fresh: ClassVar[bool] = False
 
-    def __call__(self, entries: Sequence[Entry], generator: torch.Generator) -> list[Tensor]:
-        factors = polar_factors(
-            [entry.layer.matrices() for entry in entries],
-            names=[f"parameter {entry.name}" for entry in entries],
+    def __call__(self, parameters: Sequence[NamedParameter], generator: torch.Generator) -> list[Write]:
+        layers = [_layer(p) for p in parameters]
+        solutions = polar_factors(
+            [layer.matrices() for layer in layers],
+            names=[f"parameter {p.name}" for p in parameters],
             method=self.method,
             num_iters=self.num_iters,
             null=self.null,
             generator=generator,
+            spectra=True,
         )
-        return [self._blend(entry.layer, factor) for entry, factor in zip(entries, factors, strict=True)]
+        return [self._write(*each) for each in zip(parameters, layers, solutions, strict=True)]
 
-    def _blend(self, layer: WeightLayer, factor: Tensor) -> Tensor:
-        scale = layer_scale(layer, self.scale, factor).to(factor.dtype)[..., None, None]
-        value = factor * scale
+    def _write(self, parameter: NamedParameter, layer: WeightLayer, solution: PolarFactors) -> Write:
+        factors, before, defect = solution
+        scale = layer_scale(layer, self.scale, factors).to(factors.dtype)
+        matrices = factors * scale[..., None, None]
         if self.strength != 1:
-            value = torch.lerp(layer.matrices(), value, self.strength)
-        return layer.weight_from(value)
+            matrices = torch.lerp(layer.matrices(), matrices, self.strength)
+        spectra = None
+        if before is not None and defect is not None:
+            target = scale.double()[..., None].expand_as(before)
+            if self.null == "zero":
+                target = target.where(before > 0, 0)
+            # The product with the scale rounds once more.
+            defect = defect + torch.finfo(factors.dtype).eps
+            spectra = Spectra(before, torch.lerp(before, target, self.strength), defect)
+        return Write(parameter.name, parameter.parameter, layer.weight_from(matrices), spectra)
 
 
 @dataclass(frozen=True)
@@ -134,15 +158,27 @@ class RandomOrthogonal:
     scale: str = "paper"
     needs_fresh: ClassVar[bool] = False
 
-    def __call__(self, entries: Sequence[Entry], generator: torch.Generator) -> list[Tensor]:
+    def __call__(self, parameters: Sequence[NamedParameter], generator: torch.Generator) -> list[Write]:
+        layers = [_layer(p) for p in parameters]
         noise = [
-            torch.randn(entry.layer.matrices().shape, generator=generator, dtype=torch.float64)
-            for entry in entries
+            torch.randn(layer.matrices().shape, generator=generator, dtype=torch.float64) for layer in layers
         ]
-        factors = polar_factors(noise, names=[f"noise for {entry.name}" for entry in entries])
-        values = []
-        for entry, factor in zip(entries, factors, strict=True):
-            weight = entry.layer.weight
-            scale = layer_scale(entry.layer, self.scale).cpu()[..., None, None]
-            values.append(entry.layer.weight_from((factor * scale).to(weight)))
-        return values
+        solutions = polar_factors(noise, names=[f"noise for {p.name}" for p in parameters])
+        writes = []
+        for parameter, layer, solution in zip(parameters, layers, solutions, strict=True):
+            scale = layer_scale(layer, self.scale).cpu()[..., None, None]
+            value = layer.weight_from((solution.factors * scale).to(layer.weight))
+            writes.append(Write(parameter.name, parameter.parameter, value))
+        return writes
+
+
+def _layer(parameter: NamedParameter) -> WeightLayer:
+    if parameter.layer is None:
+        raise ValueError(f"{parameter.name} belongs to no weight layer")
+    return parameter.layer
+
+
+def _fresh(parameter: NamedParameter) -> Tensor:
+    if parameter.fresh is None:
+        raise ValueError(f"{parameter.name} has no fresh counterpart")
+    return parameter.fresh.detach()

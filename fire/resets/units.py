@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from fire.network.layers import WeightLayer
-from fire.network.probe import ACTIVATIONS, by_unit, leave_no_trace
-from fire.network.slot import NetworkSlot
-from fire.resets.base import Write
+from ..network.layers import WeightLayer
+from ..network.probe import ACTIVATIONS, by_unit, leave_no_trace
+from ..network.slot import NetworkSlot
+from .plan import Write
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class UnitGroup:
         name: dotted path of the activation module.
         producer: the weight layer whose outputs the units are (norms in between are possible).
         consumers: the weight layers that read them.
-        activations: (members, samples, units) on the probe batch; batch and space are samples.
+        activations: (networks, samples, units) on the probe batch; batch and space are samples.
     """
 
     name: str
@@ -80,7 +80,7 @@ def unit_groups(slot: NetworkSlot, batch: Any) -> list[UnitGroup]:
 
 
 def incoming_mask(layer: WeightLayer, units: Tensor) -> Tensor:
-    """Elements of the layer's weight that lead into the marked ``units`` (members, units): bool, the
+    """Elements of the layer's weight that lead into the marked ``units`` (networks, units): bool, the
     weight's shape.
     """
     axis = 1 if isinstance(layer.module, _ConvTransposeNd) else 0
@@ -95,7 +95,7 @@ def outgoing_mask(layer: WeightLayer, units: Tensor) -> Tensor:
 
 
 def outgoing_sums(layer: WeightLayer, values: Tensor, units: int) -> Tensor:
-    """Sum ``values`` (of the weight's shape) over everything that reads one unit; (members, units)."""
+    """Sum ``values`` (of the weight's shape) over everything that reads one unit; (networks, units)."""
     if layer.kind == "conv":
         values = values.movedim(0 if isinstance(layer.module, _ConvTransposeNd) else 1, -1).flatten(0, -2)
     return values.sum(dim=-2).unflatten(-1, (units, -1)).sum(-1).reshape(-1, units)
@@ -103,7 +103,7 @@ def outgoing_sums(layer: WeightLayer, values: Tensor, units: int) -> Tensor:
 
 def bias_mask(layer: WeightLayer, units: Tensor) -> Tensor:
     """Elements of the layer's bias that belong to the marked ``units``."""
-    return units if layer.bias.ndim > 1 else units[0]
+    return units if layer.bias is not None and layer.bias.ndim > 1 else units[0]
 
 
 def recycle(
@@ -117,7 +117,7 @@ def recycle(
     2302.12902).
 
     Args:
-        marked: groups with their marks, (members, units) bool.
+        marked: groups with their marks, (networks, units) bool.
         fresh: a network of the same architecture that incoming weights are taken from.
     """
     names = {id(p): name for name, p in slot.module.named_parameters()}
@@ -137,19 +137,19 @@ def recycle(
         for consumer in group.consumers:
             put(consumer.weight, outgoing_mask(consumer, units), 0.0)
 
-    writes = [(f"{network}/{names[id(p)]}", p, value) for p, value in values.items()]
+    writes = [Write(f"{network}/{names[id(p)]}", p, value) for p, value in values.items()]
     for parameter, mask in touched.items():
         state: Mapping[str, Any] = slot.optimizer.state.get(parameter, {})
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 name = f"optimizer {key} of {network}/{names[id(parameter)]}"
-                writes.append((name, value, torch.where(mask, 0, value)))
+                writes.append(Write(name, value, torch.where(mask, 0, value)))
     return writes
 
 
 def _mask(layer: WeightLayer, units: Tensor, axis: int) -> Tensor:
-    """Spread (members, units) along ``axis`` of the layer's weight; members are its leading dimension, if
-    it has one.
+    """Spread (networks, units) along ``axis`` of the layer's weight; networks are its leading dimension, if it
+    has one.
     """
     shape = [1] * layer.weight.ndim
     shape[axis] = -1
@@ -165,9 +165,16 @@ def _same_storage(first: Tensor, second: Tensor) -> bool:
 
 
 def _fits(producer: WeightLayer, consumers: Sequence[WeightLayer], units: int) -> bool:
-    def inputs(layer: WeightLayer) -> int:
-        return layer.module.in_channels if layer.kind == "conv" else layer.weight.shape[-1]
+    """Whether the units are the producer's outputs and each consumer has as many inputs for every one of them."""
+    modules = [layer.module for layer in (producer, *consumers)]
+    if any(isinstance(module, _ConvNd) and module.groups > 1 for module in modules):
+        return False
+    outputs, _ = _features(producer)
+    return outputs == units and all(_features(layer)[1] % units == 0 for layer in consumers)
 
-    outputs = producer.module.out_channels if producer.kind == "conv" else producer.weight.shape[-2]
-    grouped = any(layer.kind == "conv" and layer.module.groups > 1 for layer in (producer, *consumers))
-    return not grouped and outputs == units and all(inputs(layer) % units == 0 for layer in consumers)
+
+def _features(layer: WeightLayer) -> tuple[int, int]:
+    """Outputs and inputs of a layer: channels of a convolution."""
+    if isinstance(layer.module, _ConvNd):
+        return layer.module.out_channels, layer.module.in_channels
+    return layer.weight.shape[-2], layer.weight.shape[-1]

@@ -8,6 +8,7 @@ from torch._dynamo.utils import counters
 
 from agents.numerics import Numerics, missing_compiler
 from configs.errors import ConfigError
+from fire.options import FireOptions
 from fire.resets.registry import REGISTRY, reset_networks
 from tests.agents.learning_cases import CPU, Case
 
@@ -32,7 +33,7 @@ def check(algo):
         for case in (one, other):
             case.step()
             (batch,), (case.losses,) = case.learner.learn(1)
-            strategy = REGISTRY["fire"](optimizer="rebuild") if step == 2 else REGISTRY["full"]()
+            strategy = REGISTRY["fire"](FireOptions(optimizer="rebuild")) if step == 2 else REGISTRY["full"]()
             if step:
                 g = torch.Generator().manual_seed(step)
                 reset_networks(case.agents[0].networks(), strategy, batch, g)

@@ -11,12 +11,13 @@ from agents.dqn import DQN
 from agents.replay import Batch
 from configs.schema import DQNConfig
 from fire.metrics.cheap import measure
+from fire.options import OPTIONS
 from fire.resets.injection import InjectedHead
 from fire.resets.registry import REGISTRY, reset_networks
 
 ACTIONS, SIZE = 5, 8  # DASH wants a sample for each of its 8 minibatches
 # Under these every strategy finds something to do.
-OPTIONS = {"redo": {"dormancy_threshold": 0.9}}
+NEEDED = {"redo": {"dormancy_threshold": 0.9}}
 
 
 def make(seed=0, **options):
@@ -69,8 +70,8 @@ def test_every_reset_applies_and_learning_goes_on(name):
     agent.update(batch(1))
     pointers = {n: p.data_ptr() for n, p in agent.q.named_parameters()}
     slot = agent.networks()["q"]
-    reset = REGISTRY[name](**OPTIONS.get(name, {}))
-    data = batch(2, size=SIZE * reset.num_probes)
+    reset = REGISTRY[name](OPTIONS[name](**NEEDED.get(name, {})))
+    data = batch(2, size=SIZE * reset.num_minibatches)
     report = reset_networks({"q": slot}, reset, data, torch.Generator().manual_seed(3)).scalars()
     assert all(np.isfinite(value) for value in report.values())
     if not REGISTRY[name].structural:

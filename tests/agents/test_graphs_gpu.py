@@ -10,6 +10,7 @@ from torch.nn.utils import parameters_to_vector
 from agents.graphs import capture
 from agents.numerics import Numerics
 from configs import loader
+from fire.options import OPTIONS
 from fire.resets.registry import REGISTRY, reset_networks
 from tests.agents.learning_cases import Case
 from tests.training.test_act_lag import ARGS, SHORT
@@ -72,7 +73,7 @@ RESETS = [
 @pytest.mark.parametrize(("reset", "options"), RESETS)
 @pytest.mark.parametrize("algo", ["sac", "dqn"])
 def test_captured_updates_equal_eager_ones_through_resets(algo, reset, options):
-    strategy = REGISTRY[reset](**options)
+    strategy = REGISTRY[reset](OPTIONS[reset](**options))
 
     def resets(case, step, batches):
         slots, tracker = case.agents[0].networks(), strategy.tracker()

@@ -9,6 +9,7 @@ import agents
 import agents.learner
 from agents.graphs import Places, StaticInputs, addresses, learning_tensors, left_as_it_was
 from configs import loader
+from fire.options import OPTIONS
 from fire.resets.registry import REGISTRY, reset_networks
 from tests.agents.learning_cases import CPU, Case, recorded
 from tests.training.test_act_lag import ARGS, SHORT
@@ -55,7 +56,7 @@ CASES += [("sac", name, {}) for name in ("full", "fire", "redo", "plasticity_inj
 
 @pytest.mark.parametrize(("algo", "reset", "options"), CASES)
 def test_blocks_equal_single_updates_through_every_reset(algo, reset, options):
-    strategy, capture = REGISTRY[reset](**options), Counted()
+    strategy, capture = REGISTRY[reset](OPTIONS[reset](**options)), Counted()
     recorded = []
 
     def resets(case, step, batches):

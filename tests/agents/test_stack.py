@@ -12,6 +12,7 @@ from agents.replay import Batch
 from agents.sac import SAC
 from agents.stack import Together
 from configs.schema import DQNConfig, SACConfig
+from fire.options import OPTIONS
 from fire.resets.registry import REGISTRY, reset_networks
 
 OBS, ACTION, BATCH = 5, 3, 16
@@ -64,7 +65,7 @@ RESETS += [("full", {"optimizer": "rebuild"}), ("fire", {"optimizer": "keep", "t
 def test_each_member_equals_its_single_run_across_a_reset(algo, reset, options):
     singles, members = ([agent(algo, seed) for seed in range(3)] for _ in range(2))
     population = Together(members)
-    strategy = REGISTRY[reset](**options)
+    strategy = REGISTRY[reset](OPTIONS[reset](**options))
     trackers = [[strategy.tracker() for _ in range(3)] for _ in range(2)]
     for step in range(8):
         batches = [batch(algo, 10 * step + index) for index in range(3)]

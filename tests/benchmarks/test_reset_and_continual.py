@@ -12,7 +12,7 @@ from torch import nn
 from benchmarks import continual
 from benchmarks.reset import NETWORKS, accuracy, published, weights_of
 from fire.polar.factors import polar_factor
-from fire.resets.layerwise import FireReset
+from fire.resets.fire import FireReset
 
 
 def test_the_published_rival_is_the_librarys_newton_schulz_one_slice_at_a_time() -> None:

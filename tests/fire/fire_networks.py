@@ -9,6 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from fire.network.slot import NetworkSlot
+from fire.options import OPTIONS
+from fire.resets.registry import Reset, make_reset
+
+
+def strategy(name: str, **options) -> Reset:
+    """Reset strategy ``name``, with some of its options set."""
+    return make_reset(name, OPTIONS[name](**options))
 
 
 class BatchedLinear(nn.Module):

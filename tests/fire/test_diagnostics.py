@@ -11,9 +11,8 @@ from torch import nn
 
 from fire.metrics import costly as diagnostics
 from fire.metrics.trials import trainability, trial_update
-from fire.resets.injection import PlasticityInjection
 from fire.resets.registry import reset_networks
-from tests.fire.fire_networks import ARCHITECTURES, batch_for, make_slot
+from tests.fire.fire_networks import ARCHITECTURES, batch_for, make_slot, strategy
 from tests.fire.test_metrics import features_with, slot_of
 
 
@@ -141,14 +140,16 @@ def test_coadaptation_needs_next_features() -> None:
     assert "plasticity/q/coadaptation" not in diagnostics.diagnose({"q": slot}, batch, generator(), steps=1)
     slot.forward_next = slot.forward
     found = diagnostics.diagnose({"q": slot}, batch, generator(), steps=1)["plasticity/q/coadaptation"]
-    features = diagnostics.probe(slot, batch).features  # (2, samples, features): per critic, then averaged
+    features = diagnostics.record_forward(
+        slot, batch
+    ).features  # (2, samples, features): per critic, then averaged
     assert found == pytest.approx(float(features.double().square().sum(-1).mean()), rel=1e-6)
 
 
 def test_trainability_after_two_injections() -> None:
     slot, batch = make_slot("mlp"), batch_for("mlp")
     for seed in range(2):
-        reset_networks({"q": slot}, PlasticityInjection(), batch, generator(seed))
+        reset_networks({"q": slot}, strategy("plasticity_injection"), batch, generator(seed))
     before = {name: value.clone() for name, value in slot.module.state_dict().items()}
     here, fresh = trainability(slot, batch, generator(), steps=2)
     assert math.isfinite(here) and math.isfinite(fresh)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from fire import fire_
+from fire import fire_, fire_reference
 from fire.polar.isometry import sfe
 from tests.fire.fire_networks import BatchedLinear
 
@@ -51,8 +51,19 @@ def test_each_kind_of_layer() -> None:
     singular_values_are(module["attention"].in_proj_weight.view(3, 8, 8), 1.0)
     singular_values_are(module["attention"].out_proj.weight, 1.0)
     assert all(torch.equal(p, biases[n]) for n, p in module.named_parameters() if n in biases)
-    assert all(layer.change.residual < 1e-6 and layer.change.condition_number >= 1 for layer in report.layers)
+    assert all(layer.residual < 1e-6 and layer.condition_number >= 1 for layer in report.layers)
     assert str(report).count("\n") == 9
+
+
+@pytest.mark.parametrize("scale", ["paper", "unit", "mean_singular_value", "preserve_norm"])
+@pytest.mark.parametrize("make", [lambda: nn.Linear(7, 5), lambda: nn.Conv2d(4, 6, (3, 2))])
+def test_fire_is_the_reference_formula(make, scale: str) -> None:
+    module = make()
+    expected = fire_reference(module.weight, scale)
+    (layer,) = fire_(module, scale=scale).layers
+    torch.testing.assert_close(module.weight.detach().double(), expected, rtol=1e-6, atol=1e-7)
+    if scale == "unit":
+        assert layer.scale == 1.0
 
 
 def test_flattened_convolution_is_one_matrix() -> None:
@@ -81,7 +92,7 @@ def test_tied_weights_are_changed_once() -> None:
     module = nn.ModuleDict({"embedding": nn.Embedding(10, 4), "head": nn.Linear(4, 10, bias=False)})
     module["head"].weight = module["embedding"].weight
     report = fire_(module)
-    assert [layer.change.layer for layer in report.layers] == ["head"]
+    assert [layer.layer for layer in report.layers] == ["head"]
     assert module["head"].weight is module["embedding"].weight
     singular_values_are(module["embedding"].weight, (10 / 4) ** 0.5)
 
@@ -94,7 +105,7 @@ def test_include_exclude_roles_and_options() -> None:
         )
 
     def touched(**options) -> list[str]:
-        return [layer.change.layer for layer in fire_(network(), **options).layers]
+        return [layer.layer for layer in fire_(network(), **options).layers]
 
     assert touched() == ["1", "3", "5"]
     assert touched(roles=("hidden",)) == ["3"]
@@ -155,13 +166,13 @@ def test_condition_numbers_in_the_report() -> None:
     linear = nn.Linear(3, 3)
     with torch.no_grad():
         linear.weight.copy_(torch.diag(torch.tensor([1.0, 0.1, 1e-3])))
-    assert fire_(linear).layers[0].change.condition_number == pytest.approx(1e3, rel=1e-5)
+    assert fire_(linear).layers[0].condition_number == pytest.approx(1e3, rel=1e-5)
     with torch.no_grad():
         linear.weight.copy_(torch.diag(torch.tensor([1.0, 0.1, 1e-12])))
-    assert fire_(linear).layers[0].change.condition_number == pytest.approx(1e12, rel=1e-5)
+    assert fire_(linear).layers[0].condition_number == pytest.approx(1e12, rel=1e-5)
     with torch.no_grad():
         linear.weight.zero_()
-    assert fire_(linear).layers[0].change.condition_number == float("inf")
+    assert fire_(linear).layers[0].condition_number == float("inf")
 
 
 def fired(weight: Tensor, **options) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fire.metrics import cheap as metrics
-from fire.network.probe import probe
+from fire.network.probe import record_forward
 from fire.network.slot import NetworkSlot
 from tests.fire.fire_networks import ARCHITECTURES, BatchedLinear, batch_for, make_slot
 
@@ -77,7 +77,7 @@ def test_activations_are_taken_after_the_nonlinearity_and_convolutions_over_batc
         module[0].bias[2] = -100.0
         module[3].bias[:2] = -100.0
     batch = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    seen = probe(slot_of(module), batch)
+    seen = record_forward(slot_of(module), batch)
     assert [(a.name, tuple(a.values.shape)) for a in seen.activations] == [
         ("1", (1, 16 * 36, 4)),
         ("4", (1, 16, 5)),
@@ -99,7 +99,7 @@ def test_tokens_are_samples_and_shared_modules_are_told_apart() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.relu(self.b(self.relu(self.a(x))))
 
-    seen = probe(slot_of(Shared()), torch.randn(6, 7, 3))
+    seen = record_forward(slot_of(Shared()), torch.randn(6, 7, 3))
     assert [(a.name, tuple(a.values.shape)) for a in seen.activations] == [
         ("relu", (1, 42, 4)),
         ("relu_2", (1, 42, 2)),
@@ -150,7 +150,9 @@ def test_measuring_leaves_no_trace_and_gives_documented_finite_keys(kind: str) -
     assert all(module.training for module in slot.module.modules())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in slot.module.modules())
 
-    names = {layer.name for layer in slot.layers()} | {a.name for a in probe(slot, batch).activations}
+    names = {layer.name for layer in slot.layers()} | {
+        a.name for a in record_forward(slot, batch).activations
+    }
     known = {
         key.replace("<network>", "net").replace("<layer>", name)
         for key in metrics.METRIC_KEYS

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fire import fire_reference
 from fire.polar.factors import BACKENDS, polar_factor, polar_factors
 from fire.polar.routes import minimax_schedule, qdwh_schedule
 
@@ -19,11 +20,6 @@ def with_condition(rows: int, columns: int, condition: float, seed: int = 0, dty
     right = torch.linalg.qr(torch.randn(columns, short, dtype=torch.float64, generator=generator))[0]
     spectrum = torch.logspace(0, -torch.log10(torch.tensor(condition)).item(), short, dtype=torch.float64)
     return ((left * spectrum) @ right.mT).to(dtype)
-
-
-def svd_factor(matrix: Tensor) -> Tensor:
-    left, _, right = torch.linalg.svd(matrix.double(), full_matrices=False)
-    return left @ right
 
 
 def defect(factor: Tensor) -> float:
@@ -47,7 +43,7 @@ def test_accuracy_promise(shape: tuple[int, int], condition: float, backend: str
     factor = polar_factor(matrix, backend=backend)
     assert factor.dtype == torch.float32 and factor.shape == matrix.shape
     assert defect(factor) <= 1e-5
-    assert distance(factor, svd_factor(matrix)) <= 1e-4
+    assert distance(factor, fire_reference(matrix, "unit")) <= 1e-4
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
@@ -67,7 +63,7 @@ def test_accuracy_promise_on_other_spectra(spectrum: str, backend: str) -> None:
     matrix = ((left * values) @ right).float()
     factor = polar_factor(matrix, backend=backend)
     assert defect(factor) <= 1e-5
-    assert distance(factor, svd_factor(matrix)) <= 1e-4
+    assert distance(factor, fire_reference(matrix, "unit")) <= 1e-4
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
@@ -76,7 +72,7 @@ def test_beyond_the_gram_route_the_svd_decides(condition: float, backend: str) -
     matrix = with_condition(96, 64, condition)
     factor = polar_factor(matrix, backend=backend)
     assert defect(factor) <= 1e-8  # 0.625 (1e-3)^3 n: what the certificate admits before the SVD
-    assert distance(factor, svd_factor(matrix)) <= 1e-4
+    assert distance(factor, fire_reference(matrix, "unit")) <= 1e-4
 
 
 @pytest.mark.parametrize("scale", [1e-41, 1e-30, 1e30])
@@ -84,7 +80,7 @@ def test_huge_and_tiny_entries(scale: float) -> None:
     matrix = with_condition(32, 24, 10.0).float()
     matrix = (matrix.double() * scale).float()
     assert defect(polar_factor(matrix)) <= 1e-6
-    assert distance(polar_factor(matrix), svd_factor(matrix)) <= 1e-5
+    assert distance(polar_factor(matrix), fire_reference(matrix, "unit")) <= 1e-5
 
 
 @pytest.mark.parametrize(
@@ -95,12 +91,12 @@ def test_dtypes_keep_their_own_rounding(dtype: torch.dtype, bound: float) -> Non
     factor = polar_factor(matrix)
     assert factor.dtype == dtype
     assert defect(factor) <= bound
-    assert distance(factor, svd_factor(matrix)) <= bound
+    assert distance(factor, fire_reference(matrix, "unit")) <= bound
 
 
 def test_shapes_dimensions_and_strides() -> None:
     stack = torch.stack([with_condition(20, 12, c, seed=i) for i, c in enumerate((1.0, 1e3, 1e6))])
-    expected = torch.stack([svd_factor(m) for m in stack])
+    expected = torch.stack([fire_reference(m, "unit") for m in stack])
     assert distance(polar_factor(stack.reshape(3, 1, 20, 12)).reshape(3, 20, 12), expected) <= 1e-6
     strided = stack.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     assert not strided.is_contiguous()
@@ -115,8 +111,8 @@ def test_result_does_not_depend_on_the_batch(backend: str) -> None:
     tensors.append(with_condition(24, 16, 1e5, seed=1, dtype=torch.float64))
     tensors.append(torch.stack([with_condition(16, 24, 3.0, seed=9, dtype=torch.float32)] * 2))
     together = polar_factors(tensors, backend=backend)
-    for tensor, factor in zip(tensors, together, strict=True):
-        assert torch.equal(polar_factor(tensor, backend=backend), factor)
+    for tensor, solution in zip(tensors, together, strict=True):
+        assert torch.equal(polar_factor(tensor, backend=backend), solution.factors)
 
 
 @pytest.mark.parametrize("shape", [(512, 512), (400, 520), (700, 512), (512, 700)])
@@ -124,10 +120,13 @@ def test_large_matrices_take_routes_and_blocks_of_their_own(shape: tuple[int, in
     stack = torch.stack(
         [with_condition(*shape, c, seed=i, dtype=torch.float32) for i, c in enumerate((3.0, 1e6))]
     )
-    factors = polar_factor(stack)
-    for matrix, factor in zip(stack, factors, strict=True):
+    (solution,) = polar_factors([stack], spectra=True)
+    assert all(
+        defect(q) <= bound for q, bound in zip(solution.factors, solution.defect.tolist(), strict=True)
+    )
+    for matrix, factor in zip(stack, solution.factors, strict=True):
         assert defect(factor) <= 1e-5
-        assert distance(factor, svd_factor(matrix)) <= 1e-4
+        assert distance(factor, fire_reference(matrix, "unit")) <= 1e-4
         assert torch.equal(polar_factor(matrix), factor)
 
 
@@ -288,3 +287,44 @@ def test_global_random_state_is_untouched() -> None:
     state = torch.random.get_rng_state()
     polar_factor(torch.zeros(3, 5, 5))
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("condition", [1.0, 1e3, 1e5, 1e6, 1e9])
+def test_singular_values_are_the_svds_and_the_certificate_holds(condition, dtype, backend: str) -> None:
+    shapes = [(64, 64), (128, 48), (48, 128), (1, 40), (40, 1), (300, 200)]
+    matrices = [with_condition(*shape, condition, dtype=dtype) for shape in shapes]
+    for matrix, solution in zip(
+        matrices, polar_factors(matrices, backend=backend, spectra=True), strict=True
+    ):
+        expected = torch.linalg.svdvals(matrix.double())
+        # Eigenvalues of the Gram matrix carry eps cond^2; from about 1e5 on the SVD is asked.
+        torch.testing.assert_close(solution.singular_values, expected.flip(-1), rtol=1e-5, atol=0)
+        measured, bound = defect(solution.factors), solution.defect.item()
+        assert measured <= bound <= 1e-5 + 3 * torch.finfo(dtype).eps
+
+
+def test_without_a_spectrum_nothing_is_computed_for_it_and_iterations_have_none() -> None:
+    matrix = with_condition(6, 4, 3.0)
+    assert polar_factors([matrix])[0][1:] == (None, None)
+    assert polar_factors([matrix], method="newton_schulz", spectra=True)[0][1:] == (None, None)
+
+
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    matrices = [with_condition(*s, 10.0, seed=i, dtype=torch.float32) for i, s in enumerate([(300, 200)] * 9)]
+    matrices += [torch.stack([with_condition(20, 64, 1e6, dtype=torch.float32)] * 700), torch.zeros(9, 5)]
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            results.append(polar_factors(matrices, spectra=True))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    with pytest.raises(ValueError, match=r"matrices\[11\] holds NaN"):
+        polar_factors([*matrices, torch.full((5, 9), torch.nan)])

@@ -7,18 +7,19 @@ import copy
 import pytest
 import torch
 
+from fire.options import OPTIONS
 from fire.resets.registry import REGISTRY, reset_networks
 from fire.resets.report import RESET_KEYS
-from tests.fire.fire_networks import ARCHITECTURES, batch_for, make_slot, train_step
+from tests.fire.fire_networks import ARCHITECTURES, batch_for, make_slot, strategy, train_step
 
 CASES = [(name, kind) for name in REGISTRY for kind in ARCHITECTURES]
 # Strategies that draw nothing for ordinary weights, and options under which the others find something to do.
 DETERMINISTIC = {"none", "optimizer_only", "fire", "dash", "cbp", "snr"}
-OPTIONS = {"redo": {"dormancy_threshold": 0.9}}
+NEEDED = {"redo": {"dormancy_threshold": 0.9}}
 
 
 def make(name: str, **options):
-    return REGISTRY[name](**OPTIONS.get(name, {}), **options)
+    return strategy(name, **NEEDED.get(name, {}), **options)
 
 
 def apply(name: str, kind: str, seed: int = 1, **options):
@@ -67,7 +68,7 @@ def test_same_seed_same_result_and_global_random_state(name: str, kind: str) -> 
 
 @pytest.mark.parametrize("name, kind", CASES)
 def test_target_is_synced_or_kept(name: str, kind: str) -> None:
-    target_options = REGISTRY[name].__dataclass_fields__["target"].metadata["choices"]
+    target_options = OPTIONS[name].__dataclass_fields__["target"].metadata["choices"]
     for target in target_options:
         slot, _ = apply(name, kind, target=target)
         if target == "sync":
@@ -89,7 +90,7 @@ def test_target_is_synced_or_kept(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("name, kind", CASES)
 def test_optimizer_state_is_zeroed_or_kept(name: str, kind: str) -> None:
-    for optimizer in REGISTRY[name].__dataclass_fields__["optimizer"].metadata["choices"]:
+    for optimizer in OPTIONS[name].__dataclass_fields__["optimizer"].metadata["choices"]:
         slot = make_slot(kind)
         before = {p: {k: v.clone() for k, v in s.items()} for p, s in slot.optimizer.state.items()}
         weights = {p: p.detach().clone() for p in before}
@@ -160,4 +161,4 @@ def test_preserved_submodules_are_untouched(name: str) -> None:
 
 def test_unknown_choice_is_an_error() -> None:
     with pytest.raises(ValueError, match="optimizer 'fresh' is not one of zero, rebuild, keep"):
-        REGISTRY["full"](optimizer="fresh")
+        strategy("full", optimizer="fresh")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fire import fire_reference
+from fire.network.scale import layer_scale
+from fire.options import OPTIONS, SCALES
 from fire.polar.isometry import dfi
-from fire.resets.layerwise import FireReset, FullReset, RandomOrthogonalReset, ShrinkPerturbReset
-from fire.resets.registry import reset_networks
-from tests.fire.fire_networks import ARCHITECTURES, batch_for, make_slot
+from fire.resets.registry import REGISTRY, make_reset, reset_networks
+from tests.fire.fire_networks import ARCHITECTURES, batch_for, make_slot, strategy
 
 
 def parameters(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -24,26 +26,26 @@ def run(kind: str, reset, seed: int = 7):
 
 @pytest.mark.parametrize("kind", list(ARCHITECTURES))
 def test_full_reset_redraws_or_rewinds(kind: str) -> None:
-    slot, _, _ = run(kind, FullReset())
+    slot, _, _ = run(kind, strategy("full"))
     expected = parameters(slot.build(torch.Generator().manual_seed(7)))
     for name, value in slot.module.named_parameters():
         assert torch.equal(value, expected[name])
-    slot, _, _ = run(kind, FullReset(source="rewind"))
+    slot, _, _ = run(kind, strategy("full", source="rewind"))
     for name, value in slot.module.named_parameters():
         assert torch.equal(value, parameters(slot.initial())[name])
 
 
 def test_full_reset_restores_running_statistics() -> None:
-    slot, _, _ = run("conv", FullReset())
+    slot, _, _ = run("conv", strategy("full"))
     assert torch.equal(slot.module[1].running_mean, torch.zeros(8))
     assert slot.module[1].num_batches_tracked == 0
-    slot, _, _ = run("conv", FireReset())
+    slot, _, _ = run("conv", strategy("fire"))
     assert slot.module[1].num_batches_tracked == 3
 
 
 @pytest.mark.parametrize("kind", list(ARCHITECTURES))
 def test_shrink_perturb_keeps_its_share(kind: str) -> None:
-    slot, before, _ = run(kind, ShrinkPerturbReset(shrink_factor=0.8))
+    slot, before, _ = run(kind, strategy("shrink_perturb", shrink_factor=0.8))
     fresh = parameters(slot.build(torch.Generator().manual_seed(7)))
     for name, value in slot.module.named_parameters():
         torch.testing.assert_close(value.detach(), 0.8 * before[name] + 0.2 * fresh[name])
@@ -51,7 +53,7 @@ def test_shrink_perturb_keeps_its_share(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", list(ARCHITECTURES))
 def test_fire_gives_every_matrix_the_papers_singular_value_and_keeps_the_rest(kind: str) -> None:
-    slot, before, report = run(kind, FireReset())
+    slot, before, report = run(kind, strategy("fire"))
     weights = {id(layer.weight) for layer in slot.layers()}
     for layer in slot.layers():
         matrices = layer.matrices()
@@ -72,7 +74,7 @@ def test_fire_gives_every_matrix_the_papers_singular_value_and_keeps_the_rest(ki
 
 
 def test_partial_fire_moves_singular_values_part_of_the_way() -> None:
-    slot, before, _ = run("mlp", FireReset(strength=0.25, scale="unit"))
+    slot, before, _ = run("mlp", strategy("fire", strength=0.25, scale="unit"))
     for layer in slot.layers():
         old = torch.linalg.svdvals(before[f"{layer.name}.weight"].double())
         new = torch.linalg.svdvals(layer.weight.detach().double())
@@ -80,7 +82,7 @@ def test_partial_fire_moves_singular_values_part_of_the_way() -> None:
 
 
 def test_newton_schulz_is_a_different_intervention() -> None:
-    slot, _, _ = run("mlp", FireReset(method="newton_schulz", num_iters=5, scale="unit"))
+    slot, _, _ = run("mlp", strategy("fire", method="newton_schulz", num_iters=5, scale="unit"))
     assert float(dfi(slot.layers()[1].matrices())) > 1e-3
 
 
@@ -88,7 +90,7 @@ def test_a_target_treated_alike_gets_the_same_new_weights_whatever_stands_before
     slots = {"actor": make_slot("mlp"), "critic": make_slot("twin")}
     slots["actor"].target = None
     old = {name: value.clone() for name, value in slots["critic"].target.named_parameters()}
-    reset = ShrinkPerturbReset(shrink_factor=0.2, target="same")
+    reset = strategy("shrink_perturb", shrink_factor=0.2, target="same")
     reset_networks(slots, reset, None, torch.Generator().manual_seed(3))
     module, target = (dict(m.named_parameters()) for m in (slots["critic"].module, slots["critic"].target))
     for name, value in target.items():
@@ -111,23 +113,90 @@ def test_a_target_treated_alike_gets_the_same_new_weights_whatever_stands_before
 )
 def test_fire_rejects_wrong_options(options: dict) -> None:
     with pytest.raises(ValueError):
-        FireReset(**options)
+        strategy("fire", **options)
 
 
 def test_fire_on_flattened_convolutions_makes_the_whole_kernel_an_isometry() -> None:
-    slot, before, report = run("conv", FireReset(conv_form="flatten"))
+    slot, before, report = run("conv", strategy("fire", conv_form="flatten"))
     for layer, change in zip(slot.layers("flatten"), report.layers, strict=True):
-        u, _, vt = torch.linalg.svd(before[f"{layer.name}.weight"].double().flatten(1), full_matrices=False)
-        scale = (u.shape[0] / vt.shape[1]) ** 0.5
-        torch.testing.assert_close(layer.weight.flatten(1).double(), scale * u @ vt, rtol=0, atol=1e-5)
+        expected = fire_reference(before[f"{layer.name}.weight"].flatten(1))
+        torch.testing.assert_close(layer.weight.flatten(1).double(), expected, rtol=0, atol=1e-5)
         assert change.residual <= 1e-5 and change.dfi_scaled_after <= 1e-10
 
 
-@pytest.mark.parametrize("reset", [FireReset, RandomOrthogonalReset])
-def test_isometries_only_where_the_role_is_asked_for_and_biases_as_asked(reset: type) -> None:
+@pytest.mark.parametrize("reset", ["fire", "random_orthogonal"])
+def test_isometries_only_where_the_role_is_asked_for_and_biases_as_asked(reset: str) -> None:
     for roles, changed in ((("hidden",), {"3"}), (("input", "head"), {"0", "5"})):
-        slot, before, _ = run("mlp", reset(roles=roles, biases="zero"))
+        slot, before, _ = run("mlp", strategy(reset, roles=roles, biases="zero"))
         for name, value in slot.module.named_parameters():
             layer, _, kind = name.partition(".")
             assert torch.equal(value, before[name]) == (layer not in changed)
             assert not (layer in changed and kind == "bias" and value.any())
+
+
+def test_a_strategy_takes_its_own_options_alone() -> None:
+    assert make_reset("fire", OPTIONS["fire"](strength=0.5)).options.strength == 0.5
+    with pytest.raises(TypeError, match="reset full takes FullOptions, got FireOptions"):
+        make_reset("full", OPTIONS["fire"]())
+    with pytest.raises(ValueError, match="reset 'fires' is not one of none, optimizer_only, full"):
+        make_reset("fires", OPTIONS["fire"]())
+
+
+def test_defaults_are_those_of_the_options_and_ancestors_are_few() -> None:
+    assert set(REGISTRY) == set(OPTIONS)
+    for name, reset in REGISTRY.items():
+        assert reset().options == OPTIONS[name]()
+        assert len(reset.__mro__) <= 5
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_fire_is_the_reference_formula(scale: str) -> None:
+    for kind in ("mlp", "conv"):
+        slot, before, _ = run(kind, strategy("fire", scale=scale))
+        for layer in slot.layers():
+            expected = fire_reference(before[f"{layer.name}.weight"], scale)
+            torch.testing.assert_close(layer.weight.detach().double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", list(ARCHITECTURES))
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"scale": "unit"}, {"scale": "preserve_norm", "strength": 0.3}, {"strength": 0.7, "null": "zero"}],
+)
+def test_what_the_solver_knows_is_what_looking_at_the_weights_shows(kind: str, options: dict) -> None:
+    def look(matrices: torch.Tensor, scale: torch.Tensor) -> dict[str, float]:
+        values = torch.linalg.svdvals(matrices.double())
+        scaled = ((values / scale[..., None]).square() - 1).square().sum(-1)
+        return {
+            "dfi": float((values.square() - 1).square().sum()),
+            "dfi_scaled": float(scaled.sum()),
+            "condition": float((values[..., 0] / values[..., -1]).amax()),
+            "residual": float((scaled / values.shape[-1]).amax().sqrt()),
+        }
+
+    slot = make_slot(kind)
+    with torch.no_grad():
+        slot.layers()[0].weight[..., 0] = 0  # lacks a direction, unless there are more inputs than outputs
+    looked = {layer.name: (layer.matrices().clone(), layer_scale(layer)) for layer in slot.layers()}
+    reset = strategy("fire", **options)
+    report = reset_networks({"net": slot}, reset, batch_for(kind), torch.Generator())
+    for change, layer in zip(report.layers, slot.layers(), strict=True):
+        matrices, scale = looked[layer.name]
+        before, after = look(matrices, scale), look(layer.matrices(), scale)
+        close = {"rel": 2e-6, "abs": 1e-10}
+        assert change.sfe == pytest.approx(
+            float((matrices - layer.matrices()).double().square().sum()), **close
+        )
+        assert change.squared_norm == pytest.approx(float(matrices.double().square().sum()), rel=1e-9)
+        assert change.dfi_before == pytest.approx(before["dfi"], rel=1e-9)
+        assert change.dfi_scaled_before == pytest.approx(before["dfi_scaled"], rel=1e-9)
+        assert change.dfi_after == pytest.approx(after["dfi"], **close)
+        assert change.dfi_scaled_after == pytest.approx(after["dfi_scaled"], **close)
+        if change.condition_number < 1e12:
+            assert change.condition_number == pytest.approx(before["condition"], rel=1e-6)
+        else:
+            assert (
+                change.condition_number == float("inf") and not before["condition"] < 1e7
+            )  # NaN: a zero matrix
+        # A bound where rounding is all there is, the value itself where there is more.
+        assert after["residual"] <= change.residual * (1 + 1e-6) <= after["residual"] * (1 + 1e-5) + 1e-6

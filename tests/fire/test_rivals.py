@@ -12,13 +12,10 @@ from torch import nn
 from fire.network.probe import minibatches
 from fire.network.slot import NetworkSlot
 from fire.regularizers import l2_init, parseval
-from fire.resets.dash import DashReset
-from fire.resets.injection import InjectedHead, PlasticityInjection, restore_structure
-from fire.resets.layerwise import FireDqnReset, FireReset, FullReset, RandomOrthogonalReset, SrDqnReset
-from fire.resets.recycling import ContinualBackprop, ReDo, SelfNormalizedReset
+from fire.resets.injection import InjectedHead, restore_structure
 from fire.resets.registry import reset_networks
 from fire.resets.units import unit_groups
-from tests.fire.fire_networks import ARCHITECTURES, batch_for, initialise, make_slot, train_step
+from tests.fire.fire_networks import ARCHITECTURES, batch_for, initialise, make_slot, strategy, train_step
 
 
 def generator(seed: int = 7) -> torch.Generator:
@@ -90,7 +87,7 @@ def test_redo_on_neighbouring_layers_leaves_zero_between_recycled_units() -> Non
         module[0].weight.fill_(1.0)
         module[2].weight.fill_(1.0)
         module[4].weight.fill_(1.0)
-    reset_networks({"q": slot}, ReDo(dormancy_threshold=0.0), torch.rand(8, 2), generator())
+    reset_networks({"q": slot}, strategy("redo", dormancy_threshold=0.0), torch.rand(8, 2), generator())
     assert module[0].weight.tolist() == [[1, 1], [5, 5], [1, 1]]
     assert module[0].bias[1] == 0 and module[2].bias[2] == 0 and module[0].bias[0] != 0
     # unit 2 gets fresh incoming weights, except from unit 1, which was recycled itself
@@ -108,7 +105,7 @@ def test_redo_of_a_channel_zeroes_its_flattened_inputs() -> None:
         module[0].weight.fill_(1.0)
         module[0].bias.copy_(torch.tensor([0.0, -1e3]))
         module[3].weight.fill_(1.0)
-    reset_networks({"q": slot_of(module)}, ReDo(), torch.rand(4, 1, 3, 3), generator())
+    reset_networks({"q": slot_of(module)}, strategy("redo"), torch.rand(4, 1, 3, 3), generator())
     assert module[0].weight.flatten(1).tolist() == [[1] * 4, [5] * 4]
     assert module[3].weight.tolist() == [[1] * 4 + [0] * 4] * 3
 
@@ -118,7 +115,7 @@ def test_redo_recycles_members_of_an_ensemble_separately() -> None:
     with torch.no_grad():
         slot.module.fc1.bias[1, 3] = -1e3
     before = parameters(slot.module)
-    reset_networks({"c": slot}, ReDo(dormancy_threshold=0.0), batch_for("twin"), generator())
+    reset_networks({"c": slot}, strategy("redo", dormancy_threshold=0.0), batch_for("twin"), generator())
     changed = (slot.module.fc1.weight != before["fc1.weight"]).any(-1)
     assert changed.nonzero().tolist() == [[1, 3]]
     assert (slot.module.fc2.weight[1, :, 3] == 0).all() and (slot.module.fc2.weight[0, :, 3] != 0).all()
@@ -128,7 +125,7 @@ def test_redo_recycles_members_of_an_ensemble_separately() -> None:
 
 
 def test_sr_dqn_and_fire_dqn_treat_convolutions_and_linear_layers_apart() -> None:
-    for reset in (SrDqnReset(shrink_factor=0.4), FireDqnReset()):
+    for reset in (strategy("sr_dqn", shrink_factor=0.4), strategy("fire_dqn")):
         slot = make_slot("conv")
         before = parameters(slot.module)
         reset_networks({"q": slot}, reset, None, generator())
@@ -136,7 +133,7 @@ def test_sr_dqn_and_fire_dqn_treat_convolutions_and_linear_layers_apart() -> Non
         now = parameters(slot.module)
         for name in ("6.weight", "6.bias", "8.weight", "8.bias"):
             assert torch.equal(now[name], fresh[name])
-        if isinstance(reset, SrDqnReset):
+        if reset.name == "sr_dqn":
             torch.testing.assert_close(now["0.weight"], 0.4 * before["0.weight"] + 0.6 * fresh["0.weight"])
         else:
             assert torch.equal(now["0.bias"], before["0.bias"])
@@ -148,7 +145,7 @@ def test_sr_dqn_and_fire_dqn_treat_convolutions_and_linear_layers_apart() -> Non
 def test_random_orthogonal_has_fires_spectrum_and_forgets_the_weights(kind: str) -> None:
     first, second = make_slot(kind, seed=0), make_slot(kind, seed=1)
     for slot in (first, second):
-        reset_networks({"q": slot}, RandomOrthogonalReset(), None, generator())
+        reset_networks({"q": slot}, strategy("random_orthogonal"), None, generator())
     for a, b in zip(first.layers(), second.layers(), strict=True):
         assert torch.equal(a.weight, b.weight)
         values = torch.linalg.svdvals(a.matrices().double())
@@ -165,7 +162,7 @@ def test_dash_by_hand() -> None:
     direction = torch.tensor([[2.0, 0.0], [-3.0, -4.0], [2.0, 2.0]])
     slot = slot_of(module)
     slot.loss = lambda batch: -(module.weight * direction).sum()
-    reset_networks({"q": slot}, DashReset(min_shrink=0.1), torch.zeros(8), generator())
+    reset_networks({"q": slot}, strategy("dash", min_shrink=0.1), torch.zeros(8), generator())
     expected = torch.tensor([[1.0, 0.0], [0.3, 0.4], [0.0, 2.0 * 0.5**0.5]])
     torch.testing.assert_close(module.weight.detach(), expected)
 
@@ -179,7 +176,9 @@ def test_dash_follows_the_running_mean_of_minibatch_gradients_and_leaves_norms()
     # The gradient of minibatch t is minus its first row: (1, 0), then (0, 1); bias and norm have none.
     slot.loss = lambda batch: -(module[0].weight * batch[0]).sum()
     batch = torch.tensor([[1.0, 0.0], [9.0, 9.0], [0.0, 1.0], [9.0, 9.0]])
-    reset_networks({"q": slot}, DashReset(min_shrink=0.2, alpha=0.3, num_batches=2), batch, generator())
+    reset_networks(
+        {"q": slot}, strategy("dash", min_shrink=0.2, alpha=0.3, num_batches=2), batch, generator()
+    )
     mean = torch.tensor([0.7 * 0.3, 0.3])
     cosine = float((mean @ torch.tensor([3.0, 4.0])) / (5 * mean.norm()))
     torch.testing.assert_close(module[0].weight.detach(), cosine * torch.tensor([[3.0, 4.0]]))
@@ -211,7 +210,7 @@ def test_injection_preserves_outputs_exactly_and_learns_only_the_new_head(kind: 
     before = slot.module(batch)
     learning = sum(p.numel() for p in slot.module.parameters() if p.requires_grad)
     for repetition in range(2):
-        reset_networks({"q": slot}, PlasticityInjection(), batch, generator(repetition))
+        reset_networks({"q": slot}, strategy("plasticity_injection"), batch, generator(repetition))
         assert torch.equal(slot.module(batch), before)
         assert torch.equal(slot.target.eval()(batch), before)
         assert sum(p.numel() for p in slot.module.parameters() if p.requires_grad) == learning
@@ -226,7 +225,7 @@ def test_injection_preserves_outputs_exactly_and_learns_only_the_new_head(kind: 
 def test_injected_structure_is_restored_from_a_state_dict() -> None:
     slot, batch = make_slot("mlp"), batch_for("mlp")
     for repetition in range(2):
-        reset_networks({"q": slot}, PlasticityInjection(), batch, generator(repetition))
+        reset_networks({"q": slot}, strategy("plasticity_injection"), batch, generator(repetition))
     train_step(slot, batch)
     saved = copy.deepcopy((slot.module.state_dict(), slot.target.state_dict(), slot.optimizer.state_dict()))
     other = make_slot("mlp", seed=3)
@@ -244,12 +243,12 @@ def test_injected_structure_is_restored_from_a_state_dict() -> None:
 
 def test_only_resets_that_draw_nothing_can_follow_an_injection() -> None:
     slot, batch = make_slot("mlp"), batch_for("mlp")
-    reset_networks({"q": slot}, PlasticityInjection(), batch, generator())
+    reset_networks({"q": slot}, strategy("plasticity_injection"), batch, generator())
     before = parameters(slot.module)
     with pytest.raises(ValueError, match=r"a fresh network has no q/5\.start\.weight"):
-        reset_networks({"q": slot}, FullReset(), batch, generator())
+        reset_networks({"q": slot}, strategy("full"), batch, generator())
     assert all(torch.equal(before[name], value) for name, value in slot.module.named_parameters())
-    reset_networks({"q": slot}, FireReset(), batch, generator())
+    reset_networks({"q": slot}, strategy("fire"), batch, generator())
 
 
 # ---- continual backprop and self-normalised resets ----
@@ -262,7 +261,7 @@ def test_continual_backprop_recycles_the_least_useful_mature_units_at_its_rate()
         module[0].bias.zero_()
         module[2].weight.copy_(torch.tensor([[3.0, -0.1, 2.0, -4.0]]))
     slot = slot_of(module)
-    tracker = ContinualBackprop(replacement_rate=0.125, maturity=2).tracker()
+    tracker = strategy("cbp", replacement_rate=0.125, maturity=2).tracker()
     batch = torch.ones(4, 1)
     counts = [tracker.after_update({"q": slot}, batch, generator())["q"] for _ in range(4)]
     # Four mature units from the third update on owe half a unit each: one unit after the fourth.
@@ -281,7 +280,7 @@ def test_continual_backprop_does_not_take_a_young_unit_for_a_useless_one() -> No
         module[0].bias.zero_()
         module[2].weight.copy_(torch.tensor([[1.0, 2.0]]))
     slot = slot_of(module)
-    tracker = ContinualBackprop(replacement_rate=0.5, maturity=2).tracker()
+    tracker = strategy("cbp", replacement_rate=0.5, maturity=2).tracker()
     tracker.after_update({"q": slot}, torch.ones(4, 1), generator())
     # The more useful unit is younger: its running utility 2 (1 - 0.99^3) lies below 1 (1 - 0.99^101).
     state = tracker.state["q/1"]
@@ -296,7 +295,7 @@ def test_fresh_weights_are_used_once_and_networks_are_drawn_rarely() -> None:
     built = []
     build = slot.build
     slot.build = lambda generator: built.append(1) or build(generator)
-    tracker = ContinualBackprop(replacement_rate=0.1, maturity=0).tracker()
+    tracker = strategy("cbp", replacement_rate=0.1, maturity=0).tracker()
     rows = set()
     recycled = 0
     for step in range(60):
@@ -315,7 +314,7 @@ def test_self_normalized_resets_judge_a_unit_by_its_own_past() -> None:
         module[0].weight.copy_(torch.eye(2))
         module[0].bias.zero_()
     slot = slot_of(module)
-    tracker = SelfNormalizedReset(percentile=0.9, min_firings=10, max_silence=100).tracker()
+    tracker = strategy("snr", percentile=0.9, min_firings=10, max_silence=100).tracker()
     recycled = []
     for step in range(200):
         active = [1.0, 1.0 if step % 20 == 0 else -1.0]  # unit 0 fires always, unit 1 every 20 updates
@@ -330,7 +329,7 @@ def test_self_normalized_resets_judge_a_unit_by_its_own_past() -> None:
 
 
 @pytest.mark.parametrize(
-    "reset", [ContinualBackprop(replacement_rate=0.2, maturity=1), SelfNormalizedReset(max_silence=2)]
+    "reset", [strategy("cbp", replacement_rate=0.2, maturity=1), strategy("snr", max_silence=2)]
 )
 @pytest.mark.parametrize("kind", list(ARCHITECTURES))
 def test_trackers_resume_where_they_stopped_and_draw_from_the_generator_alone(reset, kind: str) -> None:
@@ -384,7 +383,7 @@ def test_parseval_leaves_every_named_head_alone() -> None:
 def test_regularizers_know_injected_heads() -> None:
     slot, batch = make_slot("mlp"), batch_for("mlp")
     initial = parameters(slot.initial())
-    reset_networks({"q": slot}, PlasticityInjection(), batch, generator())
+    reset_networks({"q": slot}, strategy("plasticity_injection"), batch, generator())
     expected = sum(
         (value.double() - initial[name].double()).square().sum()
         for name, value in slot.module.named_parameters()
@@ -394,7 +393,7 @@ def test_regularizers_know_injected_heads() -> None:
     assert parseval(slot.module, 1.0, heads=("5",)).isfinite()
 
 
-@pytest.mark.parametrize("reset", [ContinualBackprop(), SelfNormalizedReset()])
+@pytest.mark.parametrize("reset", [strategy("cbp"), strategy("snr")])
 def test_what_a_checkpoint_hands_a_tracker_goes_to_the_networks_device(reset) -> None:
     slot, tracker, resumed = make_slot("mlp"), reset.tracker(), reset.tracker()
     tracker.after_update({"net": slot}, batch_for("mlp"), generator())

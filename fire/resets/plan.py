@@ -1,0 +1,86 @@
+"""Plan: every change that a reset wants, checked as a whole before the first is made."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Spectra(NamedTuple):
+    """Singular values of a layer's matrices before and after a change that keeps their singular vectors.
+
+    Attributes:
+        before, after: (..., n) float64, n the short side, in the same order.
+        defect: (...) float64, upper bound of ||Q^T Q - I||_F / sqrt(n) for the matrices after, their singular values
+            divided out.
+    """
+
+    before: Tensor
+    after: Tensor
+    defect: Tensor
+
+
+class Write(NamedTuple):
+    """One tensor to be overwritten.
+
+    Attributes:
+        name: what errors call it, ``network/dotted.parameter.name`` for a parameter.
+        destination: the tensor whose storage takes the value.
+        value: the new value, in the shape of the destination.
+        spectra: of a weight's matrices, where the solver of the new value knows them.
+    """
+
+    name: str
+    destination: Tensor
+    value: Tensor
+    spectra: Spectra | None = None
+
+
+@dataclass
+class Plan:
+    """Changes that a reset wants, carried out together.
+
+    Attributes:
+        writes: new values, with the places they go to.
+        actions: changes of structure, run after the writes; they must not fail.
+    """
+
+    writes: list[Write] = field(default_factory=list)
+    actions: list[Callable[[], None]] = field(default_factory=list)
+
+    def write_to(self, tensor: Tensor) -> Write:
+        """The write into ``tensor``, or one of its own value where nothing is to be written."""
+        return next((w for w in self.writes if w.destination is tensor), Write("", tensor, tensor.detach()))
+
+    def check(self) -> None:
+        """Raise ValueError where a new value has another shape or is not finite."""
+        for name, destination, value, _ in self.writes:
+            if destination.shape != value.shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(destination.shape)} but its new value {tuple(value.shape)}; "
+                    "build() and initial() must return the same architecture"
+                )
+        by_device: dict[torch.device, list[tuple[str, Tensor]]] = defaultdict(list)
+        for name, _, value, _ in self.writes:
+            if value.is_floating_point():
+                by_device[value.device].append((name, value))
+        for values in by_device.values():
+            # Asked once for all of them: every answer is a wait for the device.
+            finite = torch.stack([value.isfinite().all() for _, value in values]).tolist()
+            bad = next((name for (name, _), good in zip(values, finite, strict=True) if not good), None)
+            if bad is not None:
+                raise ValueError(f"the new value of {bad} holds NaN or infinity; nothing was changed")
+
+    def write(self) -> None:
+        """Copy every value into its destination's storage, then change structures."""
+        if self.writes:
+            torch._foreach_copy_(
+                [w.destination.detach() for w in self.writes], [w.value for w in self.writes]
+            )
+        for action in self.actions:
+            action()

@@ -1,0 +1,109 @@
+"""TrackedReset and UnitTracker: resets of single units that watch the network after every update.
+
+``reset.tracker()`` returns an object whose ``after_update`` is called after each update and whose state belongs into
+the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..network.slot import NetworkSlot
+from ..options import TrackedOptions
+from .base import Plan, Reset
+from .units import UnitGroup, recycle, unit_groups
+
+
+@dataclass(frozen=True)
+class TrackedReset(Reset):
+    """Base of resets that act after every update through their tracker; applied on a schedule they do nothing."""
+
+    options: TrackedOptions = field(default_factory=TrackedOptions)
+
+    def plan(self, slots: Mapping[str, NetworkSlot], batch: Any, generator: torch.Generator) -> Plan:
+        return Plan()
+
+    def tracker(self) -> UnitTracker:
+        """A fresh tracker for one run."""
+        raise NotImplementedError
+
+
+class UnitTracker:
+    """Per-unit statistics of all networks, and the units to recycle after each update.
+
+    Fresh incoming weights come from one fresh network, which is drawn anew when a unit needs its part of it
+    a second time: drawing a whole network for every recycled unit would cost more than the update.
+    """
+
+    def __init__(self) -> None:
+        self.state: dict[str, dict[str, Tensor]] = {}
+        self._fresh: dict[str, nn.Module] = {}
+
+    @torch.no_grad()
+    def after_update(
+        self, slots: Mapping[str, NetworkSlot], batch: Any, generator: torch.Generator
+    ) -> dict[str, int]:
+        """Update the statistics on ``batch``, recycle units and return how many in each network.
+
+        Draws from ``generator`` (a CPU generator) only; runs ``slot.forward`` once for each network.
+        """
+        counts = {}
+        devices = {p.device for slot in slots.values() for p in slot.module.parameters()}
+        with torch.random.fork_rng(devices=[device for device in devices if device.type == "cuda"]):
+            for network, slot in slots.items():
+                marked = []
+                for group in unit_groups(slot, batch):
+                    marked.append((group, self.select(f"{network}/{group.name}", group)))
+                counts[network] = sum(int(units.sum()) for _, units in marked)
+                if counts[network]:
+                    plan = Plan(
+                        recycle(network, slot, marked, self._fresh_for(network, slot, marked, generator))
+                    )
+                    plan.check()
+                    plan.write()
+        return counts
+
+    def _fresh_for(
+        self,
+        network: str,
+        slot: NetworkSlot,
+        marked: Sequence[tuple[UnitGroup, Tensor]],
+        generator: torch.Generator,
+    ) -> nn.Module:
+        """A fresh network whose weights into the marked units have not been used yet."""
+        pool = self.state.setdefault(f"{network}/fresh network", {})
+        spent = any(bool((pool[group.name] & units).any()) for group, units in marked if group.name in pool)
+        if not pool or spent:
+            pool.clear()
+            pool["seed"] = torch.randint(2**62, (), generator=generator)
+            self._fresh.pop(network, None)
+        if network not in self._fresh:
+            self._fresh[network] = slot.build(torch.Generator().manual_seed(int(pool["seed"])))
+        for group, units in marked:
+            pool[group.name] = pool.get(group.name, torch.zeros_like(units)) | units
+        return self._fresh[network]
+
+    def select(self, key: str, group: UnitGroup) -> Tensor:
+        """Update the statistics of one group and mark the units to recycle, (networks, units) bool."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Statistics by ``network/activation``, and which fresh weights are spent, for the checkpoint."""
+        return {
+            key: {name: value.clone() for name, value in group.items()} for key, group in self.state.items()
+        }
+
+    def load_state_dict(
+        self, state: Mapping[str, Mapping[str, Tensor]], device: torch.device | str | None = None
+    ) -> None:
+        """Continue from :meth:`state_dict`; ``device`` is that of the networks, None: where the state lies."""
+        self._fresh = {}
+        self.state = {
+            key: {name: value.to(device=device, copy=True) for name, value in group.items()}
+            for key, group in state.items()
+        }
