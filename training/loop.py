@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from agents import make_agent, make_replay, pick_device
-from agents.learner import Learner, make_learner
+from agents.learner import Learner, make_learner, run_losses
+from agents.replay import Replay
+from agents.stack import Stack
 from common.memory import keep_freed_memory
 from common.seeding import stream_seed, torch_generator
 from configs.schema import Config
@@ -39,17 +42,21 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
         torch.set_num_threads(configs[0].num_threads)
     keep_freed_memory()
     with contextlib.ExitStack() as stack:
-        to_come = range(len(configs) - 1, -1, -1)
-        members = [_begin(*each, stack) for each in zip(configs, run_dirs, to_come, strict=True)]
-        learner = _learner(members)
+        replays: list[Replay] = []  # one buffer of all runs, made by the first
+        members = [
+            _begin(config, run_dir, k, len(configs), replays, stack)
+            for k, (config, run_dir) in enumerate(zip(configs, run_dirs, strict=True))
+        ]
+        learner = _learner(members, replays[0])
 
         def learn() -> int:
             owed, *_ = [member.run.take_owed() for member in members]
             # A strategy that acts after every update waits for each; otherwise the block is made at once.
             tracked = any(member.run.tracker is not None for member in members)
             for count in [1] * owed if tracked else [owed] * (owed > 0):
-                for member, batch, losses in zip(members, *learner.learn(count), strict=True):
-                    member.learned(batch, losses)
+                batch, losses = learner.learn(count)
+                for k, member in enumerate(members):
+                    member.learned(batch.run(k), run_losses(losses, k))
             return owed
 
         worker = stack.enter_context(ThreadPoolExecutor(1)) if configs[0].act_lag else None
@@ -60,8 +67,8 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
             for member in members:
                 member.start_step(worker)
             updates = learn() if worker else 0
-            for member in members:
-                member.finish_step()
+            rows = [member.finish_step() for member in members]
+            replays[0].add(*map(np.concatenate, zip(*rows, strict=True)))
             if not worker or members[0].run.finished:
                 updates += learn()
             for member in members:
@@ -73,13 +80,18 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
     return [member.run for member in members]
 
 
-def _begin(config: Config, run_dir: Path, to_come: int, stack: contextlib.ExitStack) -> Member:
-    """Build a run's parts and restore its newest checkpoint; ``stack`` closes them; ``to_come`` runs will follow."""
+def _begin(
+    config: Config, run_dir: Path, k: int, num_runs: int, replays: list[Replay], stack: contextlib.ExitStack
+) -> Member:
+    """Build the parts of run ``k`` and restore its newest checkpoint; ``stack`` closes them."""
     device = pick_device(config.device)
     env = stack.enter_context(contextlib.closing(make_training_env(config)))
     eval_env = stack.enter_context(contextlib.closing(make_evaluation_env(config, config.eval.num_envs)))
     agent = make_agent(config, env.observation_space, env.action_space, env.max_episode_steps, device)
-    replay = make_replay(config, env.observation_space, env.action_space, agent.gamma, device, to_come)
+    if not replays:
+        spaces = (env.observation_space, env.action_space)
+        replays.append(make_replay(config, *spaces, agent.gamma, device, num_runs))
+    replay = replays[0].run(k)
     sampling = torch_generator(config.seed, "replay")
     tracker = make_reset(config.reset.strategy, config.strategy).tracker()
     branch = branch_source(run_dir, config)
@@ -96,12 +108,8 @@ def _begin(config: Config, run_dir: Path, to_come: int, stack: contextlib.ExitSt
     return Member(run, agent, replay, env, eval_env, sampling, obs)
 
 
-def _learner(members: Sequence[Member]) -> Learner:
+def _learner(members: Sequence[Member], replay: Replay) -> Learner:
     """What makes the updates of all members."""
     check_same_step([member.run for member in members])
-    return make_learner(
-        [member.agent for member in members],
-        [member.replay for member in members],
-        [member.sampling for member in members],
-        members[0].run.config,
-    )
+    stack = Stack([member.agent for member in members])
+    return make_learner(stack, replay, [member.sampling for member in members], members[0].run.config)

@@ -220,7 +220,7 @@ class Run:
 
     def log_losses(self, losses: Mapping[str, Any]) -> None:
         """Keep the newest losses (device scalars) until the log interval ends, so that nothing synchronises."""
-        self._losses = dict(losses)
+        self._losses |= losses  # a delayed policy has no loss in some updates
 
     def log_if_due(self, agent: Any, replay: Any) -> None:
         """Write rollout, time and train scalars when their interval ends; see ``check_finite`` for errors."""
@@ -234,8 +234,8 @@ class Run:
         if self._returns:
             rollout["rollout/ep_rew_mean"] = sum(self._returns) / len(self._returns)
             rollout["rollout/ep_len_mean"] = sum(self._lengths) / len(self._lengths)
-        if hasattr(agent, "epsilon"):
-            rollout["rollout/exploration_rate"] = agent.epsilon(self.env_step)
+        if (epsilon := agent.epsilon(self.env_step)) is not None:
+            rollout["rollout/exploration_rate"] = epsilon
         if self.tracker is not None:
             rollout |= {f"reset/{name}/recycled_units": float(n) for name, n in self._recycled.items()}
             self._recycled.clear()

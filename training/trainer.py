@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents import Agent, Batch, Replay
+from agents import Agent, Batch, RunReplay
 from common.seeding import stream_seed, torch_generator
 from envs import human_normalized_score, success_score
 from envs.vec import Step, VecEnv
@@ -30,7 +30,7 @@ class Member:
 
     run: Run
     agent: Agent
-    replay: Replay
+    replay: RunReplay
     env: VecEnv
     eval_env: VecEnv
     sampling: torch.Generator
@@ -46,12 +46,13 @@ class Member:
         if worker is not None:
             self._wait = worker.submit(self._wait).result
 
-    def finish_step(self) -> None:
-        """Take the step or wait for the worker's, whose errors are raised here, and store its transitions."""
+    def finish_step(self) -> tuple[np.ndarray, ...]:
+        """Take the step or wait for the worker's, whose errors are raised here; return its row of transitions."""
         step = self._wait()
-        self.replay.add(self.obs, self._action, step.reward, step.terminated, step.truncated, step.next_obs)
+        row = (self.obs, self._action, step.reward, step.terminated, step.truncated, step.next_obs)
         self.obs = step.obs
         self.run.advance(self.env.num_envs, step.episodes)
+        return row
 
     def learned(self, batch: Batch, losses: dict[str, Tensor]) -> None:
         """Keep the losses of the newest update, and let a reset strategy that acts after every update act."""
@@ -102,7 +103,7 @@ def evaluation(run: Run, policy: Agent | RandomPolicy, eval_env: VecEnv, when: s
     return result
 
 
-def plasticity(run: Run, agent: Agent, replay: Replay) -> dict[str, float]:
+def plasticity(run: Run, agent: Agent, replay: RunReplay) -> dict[str, float]:
     """Measure the plasticity metrics on a probe batch that depends on the run's seed and the present step alone."""
     run.check_finite(agent)
     slots, batch, options = agent.networks(), probe(run, replay), run.config.log
@@ -114,13 +115,13 @@ def plasticity(run: Run, agent: Agent, replay: Replay) -> dict[str, float]:
     return metrics
 
 
-def probe(run: Run, replay: Replay, count: int = 1) -> Batch:
+def probe(run: Run, replay: RunReplay, count: int = 1) -> Batch:
     """Replayed transitions for metrics and resets, ``count`` minibatches drawn from a stream of their own."""
     generator = torch_generator(run.config.seed, "metrics", run.env_step)
     return replay.sample(count * run.config.log.probe_size, generator)
 
 
-def reset(run: Run, agent: Agent, replay: Replay, eval_env: VecEnv, reason: str) -> None:
+def reset(run: Run, agent: Agent, replay: RunReplay, eval_env: VecEnv, reason: str) -> None:
     """Reset the networks that the configuration names, with metrics and episodes right before and after."""
 
     def look(when: str) -> dict[str, float]:
