@@ -173,7 +173,7 @@ class Agent(ABC):
         return ()
 
     def learn(self, batch: Batch, noise: Tensor | None = None) -> dict[str, Tensor]:
-        """One update of this agent alone, scalar losses by name; ``noise`` is what ``draw`` returned, None: drawn here."""
+        """One update of this agent alone; scalar losses by name. ``noise`` is of ``draw``; None: drawn here."""
         noise = self.draw(len(batch.reward)) if noise is None else noise
         losses = self.update(Descent(self), batch, noise.to(self.device))
         self.update_step += 1
@@ -185,7 +185,7 @@ class Agent(ABC):
         """Share of random actions at ``env_step``; None: the agent explores in another way."""
         return None
 
-    def reset_temperature(self) -> None:
+    def reset_temperature(self) -> None:  # noqa: B027
         """Return the entropy coefficient to its initial value; nothing where there is none."""
 
     def reset_normalizer(self) -> None:

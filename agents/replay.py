@@ -146,7 +146,7 @@ class Replay(ABC):
         return torch.stack(drawn) if len(drawn) > 1 else drawn[0].unsqueeze(0)
 
     def gather(self, index: Tensor, span: Tensor | None = None) -> Batch:
-        """Return transitions ``(K, B, ...)``; int64 ``index (K, B)`` counts from the oldest row's first column of a run.
+        """Return transitions ``(K, B, ...)``; int64 ``index (K, B)`` counts from a run's oldest row, first column.
 
         ``span`` may hand in the buffer's own on the device, where it may change without a new call.
         """

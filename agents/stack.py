@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from agents.base import Agent, Loss
 from agents.graphs import HostCall
 from agents.replay import Batch
-from agents.tracing import trace
+from agents.tracing import Function, trace
 
 
 class Stack:
@@ -130,7 +130,7 @@ class _Stacked:
             for name, module in first.optimizers.items()
         }
         self._pairs: dict[tuple[str, str], tuple[list[Tensor], list[Tensor]]] = {}
-        self._traced: dict[Hashable, tuple[Callable[..., list[Tensor]], pytree.TreeSpec]] = {}
+        self._traced: dict[Hashable, tuple[Function, list[pytree.TreeSpec]]] = {}
         self._recorded: HostCall | None = None
 
     def observe(self, obs: np.ndarray) -> None:
@@ -196,7 +196,8 @@ class _Stacked:
         if key not in self._traced:
             self._traced[key] = self._trace(function, module, inputs, flat)
         run, outputs = self._traced[key]
-        return pytree.tree_unflatten(run(*self._tensors.values(), *flat), outputs)
+        results = run(*self._tensors.values(), *flat)
+        return pytree.tree_unflatten(results, outputs[0])
 
     def _trace(
         self,
@@ -204,8 +205,8 @@ class _Stacked:
         module: str | None,
         inputs: pytree.TreeSpec,
         flat: Sequence[Tensor],
-    ) -> tuple[Callable[..., list[Tensor]], pytree.TreeSpec]:
-        outputs: list[pytree.TreeSpec] = []
+    ) -> tuple[Function, list[pytree.TreeSpec]]:
+        outputs: list[pytree.TreeSpec] = []  # the structure of the results, known once the function has run
         names = [] if module is None else self._names(module)
 
         def one(tensors: dict[str, Tensor], *args: Any) -> Any:
@@ -233,7 +234,7 @@ class _Stacked:
         everything = (*self._tensors.values(), *flat)
         with torch.inference_mode(False):
             run = trace(all_of_them, everything)
-        return run, outputs[0]
+        return run, outputs
 
 
 class _JointOptimizer:

@@ -10,13 +10,24 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 Function = Callable[..., list[Tensor]]
-DEPENDS_ON_VALUES = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
+# What a function does that cannot be traced by shapes alone: decide by a value, or run an operation without a rule for
+# shapes (the fused block's, for wide networks, which spend their time in products anyway).
+NOT_TRACEABLE = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    GuardOnDataDependentSymNode,
+    UnsupportedOperatorException,
+)
 aten = torch.ops.aten
 # Operations that return their first argument as it is, where shapes (or the factor) say so.
 ALIASES = (aten.detach.default, aten.alias.default)
@@ -27,11 +38,11 @@ def trace(function: Function, inputs: Sequence[Tensor]) -> Function:
     """Return ``function``, which takes tensors like ``inputs`` and returns a list, as its operations alone.
 
     They are the same on the same values, so that results are equal bit for bit. A function that decides by the value of
-    a tensor cannot be one list of operations and is returned as it is.
+    a tensor, or cannot be traced for another reason, is returned as it is.
     """
     try:
         module = make_fx(function, tracing_mode="fake")(*inputs)  # runs on shapes alone and changes no tensor
-    except DEPENDS_ON_VALUES:
+    except NOT_TRACEABLE:
         return function
     _drop_identities(module.graph)
     module.recompile()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from agents import fused
 from agents.dqn import DQN
 from agents.learner import run_losses
 from agents.replay import Batch
@@ -213,6 +214,18 @@ def test_a_stack_of_one_is_the_agent(algo):
         assert torch.equal(a, b)
 
 
+def test_networks_wide_enough_for_the_fused_block_equal_their_single_runs():
+    options = {"critic_width": fused.MIN_WIDTH, "actor_width": 16}
+    singles, stacked = ([agent("sac", seed, **options) for seed in range(2)] for _ in range(2))
+    stack = Stack(stacked)
+    for step in range(3):
+        data = [batch("sac", step), batch("sac", step + 10)]
+        expected = [one.learn(each) for one, each in zip(singles, data, strict=True)]
+        assert_close(update(stack, data), expected)
+    for single, other in zip(singles, stacked, strict=True):
+        assert_close(other.state_dict(), single.state_dict())
+
+
 def test_tracing_keeps_values_and_leaves_alone_what_depends_on_them():
     def choose(x):
         return [x.exp() * 1 if x.sum() > 0 else x]
@@ -247,5 +260,5 @@ def test_networks_for_frames_equal_their_single_runs_exactly():
         expected = [one.learn(each) for one, each in zip(singles, data, strict=True)]
         assert update(stack, data) == expected
     for single, other in zip(singles, stacked, strict=True):
-        for one, other in zip(single.q.parameters(), other.q.parameters(), strict=True):
-            assert torch.equal(one, other)
+        for a, b in zip(single.q.parameters(), other.q.parameters(), strict=True):
+            assert torch.equal(a, b)
