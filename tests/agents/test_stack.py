@@ -223,7 +223,9 @@ def test_networks_wide_enough_for_the_fused_block_equal_their_single_runs():
         expected = [one.learn(each) for one, each in zip(singles, data, strict=True)]
         assert_close(update(stack, data), expected)
     for single, other in zip(singles, stacked, strict=True):
-        assert_close(other.state_dict(), single.state_dict())
+        for name in ("actor_optimizer", "critic_optimizer"):  # with averages of the gradients
+            moments = (getattr(one, name).state_dict()["state"] for one in (other, single))
+            assert_close(*(list(state.values()) for state in moments))
 
 
 def test_tracing_keeps_values_and_leaves_alone_what_depends_on_them():
