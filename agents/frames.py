@@ -33,7 +33,7 @@ class FrameReplay(Replay):
     """Replay of ``(C, H, W)`` uint8 observations, of which each adds one new frame at the end of the stack.
 
     Args:
-        capacity, num_envs, gamma, n_step, device: see ``Replay``.
+        capacity, num_envs, gamma, n_step, device, num_runs: see ``Replay``.
         obs_shape: (C, H, W), C frames stacked.
         num_actions: of the discrete action space.
     """
@@ -47,121 +47,144 @@ class FrameReplay(Replay):
         gamma: float,
         n_step: int = 1,
         device: torch.device | str = "cpu",
+        num_runs: int = 1,
     ) -> None:
-        super().__init__(capacity, num_envs, (), _action_dtype(num_actions), gamma, n_step, device)
+        action_dtype = _action_dtype(num_actions)
+        super().__init__(capacity, num_envs, (), action_dtype, gamma, n_step, device, num_runs)
         self._obs_shape = obs_shape
         self._stack, height, width = obs_shape
         self._ring = _ring_length(self.num_rows, self._stack)
         self._add_array("slot", (), torch.int64)  # of the newest frame, counted from the run's start
         self._add_array("past", (), torch.uint8)  # frames before it in its episode, at most C - 1
+        columns = num_runs * num_envs
         self._frames = torch.empty(
-            (num_envs * self._ring + 1, height * width), dtype=torch.uint8, device=self.device
+            (columns * self._ring + 1, height * width), dtype=torch.uint8, device=self.device
         )
         self._frames[-1] = 0
         # What eviction needs at every step, kept off the device: first frame of each transition's stack.
-        self._first_frame = np.empty((self.num_rows, num_envs), dtype=np.int64)
-        self._written = np.zeros(num_envs, dtype=np.int64)  # frames written per column since the run's start
-        self._past = np.full(num_envs, -1)  # of the observation to come; -1: it starts an episode
-        self._column = torch.arange(num_envs, device=self.device) * self._ring
+        self._first_frame = np.empty((self.num_rows, columns), dtype=np.int64)
+        self._written = np.zeros(columns, dtype=np.int64)  # frames written per column since the run's start
+        self._past = np.full(columns, -1)  # of the observation to come; -1: it starts an episode
 
     @staticmethod
-    def bytes_needed(capacity: int, num_envs: int, obs_shape: tuple[int, int, int], num_actions: int) -> int:
+    def bytes_needed(
+        capacity: int, num_envs: int, obs_shape: tuple[int, int, int], num_actions: int, num_runs: int = 1
+    ) -> int:
         """Bytes that a buffer of these sizes takes when it is full, all included."""
         rows, (stack, height, width) = capacity // num_envs, obs_shape
+        columns = num_runs * num_envs
         scalars = _action_dtype(num_actions).itemsize + 4 + 1 + 1 + 8 + 1 + 8
-        return (num_envs * _ring_length(rows, stack) + 1) * height * width + rows * num_envs * scalars
+        return (columns * _ring_length(rows, stack) + 1) * height * width + rows * columns * scalars
 
     @property
     def nbytes(self) -> int:
         return super().nbytes + self._frames.nbytes + self._first_frame.nbytes
 
-    def _check_row(self, name: str, obs: np.ndarray) -> None:
-        expected = (self.num_envs, *self._obs_shape)
-        if np.shape(obs) != expected or np.asarray(obs).dtype != np.uint8:
-            found = f"{np.shape(obs)} {np.asarray(obs).dtype}"
-            raise ValueError(f"{name}: expected a row of shape {expected} uint8, got {found}")
-
-    def _add_observations(self, obs: np.ndarray, next_obs: np.ndarray, ended: np.ndarray) -> None:
-        for env in np.flatnonzero(self._past < 0).tolist():
-            self._start_episode(env, obs[env])
+    def add(
+        self,
+        obs: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+        next_obs: np.ndarray,
+    ) -> None:
+        """As ``Replay.add``; of ``obs`` only the first of an episode is read."""
+        columns = len(self._past)
+        for name, value in (("obs", obs), ("next_obs", next_obs)):
+            expected = (columns, *self._obs_shape)
+            if np.shape(value) != expected or np.asarray(value).dtype != np.uint8:
+                found = f"{np.shape(value)} {np.asarray(value).dtype}"
+                raise ValueError(f"{name}: expected a row of shape {expected} uint8, got {found}")
+        row = self.next_row
+        for column in np.flatnonzero(self._past < 0).tolist():
+            self._start_episode(column, obs[column])
         slot = self._written - 1
-        self._write("slot", slot)
-        self._write("past", self._past.astype(np.uint8))
-        self._first_frame[self.next_row] = slot - self._past
-        self._write_frames(np.arange(self.num_envs), next_obs[:, -1])
+        self._first_frame[row] = slot - self._past
+        flags = {"terminated": terminated, "truncated": truncated}
+        places = {"slot": slot, "past": self._past.astype(np.uint8)}
+        self._write_row(action=action, reward=reward, **flags, **places)
+        self._write_frames(np.arange(columns), next_obs[:, -1])
+        ended = np.asarray(terminated) | np.asarray(truncated)
         self._past = np.where(ended, -1, np.minimum(self._past + 1, self._stack - 1))
-        if self.rows_filled == self.num_rows:  # the row just written replaced the oldest
-            self.rows_filled -= 1
-        # Frames of the oldest transitions may have been overwritten by more last frames than expected.
-        while self.rows_filled and (self._first_frame[self._oldest_row] < self._written - self._ring).any():
-            self.rows_filled -= 1
+        self._evict()
 
-    def _start_episode(self, env: int, stack: np.ndarray) -> None:
+    def _evict(self) -> None:
+        """Give up the oldest transitions whose frames were overwritten by more last frames than expected."""
+        runs = np.arange(self.num_runs)
+        first_frame = self._first_frame.reshape(self.num_rows, self.num_runs, self.num_envs)
+        kept_from = (self._written - self._ring).reshape(self.num_runs, self.num_envs)
+        while (gone := (first_frame[self._oldest_row, runs] < kept_from).any(1)).any():
+            self._rows_filled -= gone
+            np.remainder(self._oldest_row + gone, self.num_rows, out=self._oldest_row)
+
+    def _start_episode(self, column: int, stack: np.ndarray) -> None:
         """Write the frames of a first observation, without the zero frames that lead it."""
         used = np.flatnonzero(stack.reshape(self._stack, -1).any(axis=1))
         first = min(int(used[0]) if len(used) else self._stack, self._stack - 1)
         for frame in stack[first:]:
-            self._write_frames(np.array([env]), frame[None])
-        self._past[env] = self._stack - 1 - first
+            self._write_frames(np.array([column]), frame[None])
+        self._past[column] = self._stack - 1 - first
 
-    def _write_frames(self, envs: np.ndarray, frames: np.ndarray) -> None:
-        """Append one frame to each of the columns ``envs``."""
-        where = torch.as_tensor(envs * self._ring + self._written[envs] % self._ring, device=self.device)
+    def _write_frames(self, columns: np.ndarray, frames: np.ndarray) -> None:
+        """Append one frame to each of the ``columns``."""
+        places = columns * self._ring + self._written[columns] % self._ring
         pixels = torch.as_tensor(np.ascontiguousarray(frames)).flatten(1).to(self.device)
-        self._frames.index_copy_(0, where, pixels)
-        self._written[envs] += 1
+        self._frames.index_copy_(0, torch.as_tensor(places, device=self.device), pixels)
+        self._written[columns] += 1
 
-    def _observations(self, env: Tensor, row: Tensor, last_row: Tensor) -> tuple[Tensor, Tensor]:
-        slot, past = self._arrays["slot"][row, env], self._arrays["past"][row, env].long()
+    def _observations(self, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
         if self.n_step == 1:
-            both = self._read(env, slot + 1, past + 1, self._stack + 1)
+            both = self._read(first, 1, self._stack + 1)
             return both[:, :-1], both[:, 1:]
-        last_slot, last_past = self._arrays["slot"][last_row, env], self._arrays["past"][last_row, env].long()
-        next_obs = self._read(env, last_slot + 1, last_past + 1, self._stack)
-        return self._read(env, slot, past, self._stack), next_obs
+        return self._read(first, 0, self._stack), self._read(last, 1, self._stack)
 
-    def _read(self, env: Tensor, newest: Tensor, past: Tensor, count: int) -> Tensor:
-        """Return the ``count`` frames that end with slot ``newest``, (B, count, H, W); zero beyond ``past`` back."""
+    def _read(self, place: Tensor, ahead: int, count: int) -> Tensor:
+        """The ``count`` frames that end ``ahead`` of those of the transitions' observations, (B, count, H, W)."""
+        newest = self._flat["slot"].index_select(0, place) + ahead
+        past = self._flat["past"].index_select(0, place).long() + ahead  # frames before it in its episode
+        column = place % len(self._past)
         back = torch.arange(count - 1, -1, -1, device=self.device)
-        index = self._column[env].unsqueeze(1) + (newest.unsqueeze(1) - back) % self._ring
+        index = (column * self._ring).unsqueeze(1) + (newest.unsqueeze(1) - back) % self._ring
         index = torch.where(back <= past.unsqueeze(1), index, len(self._frames) - 1)
-        return self._frames.index_select(0, index.flatten()).view(len(env), count, *self._obs_shape[1:])
+        return self._frames.index_select(0, index.flatten()).view(len(place), count, *self._obs_shape[1:])
 
-    def check_valid(self) -> tuple[bool, str]:
-        """As ``Replay.check_valid``; within an episode slots must follow each other, and none may be overwritten."""
-        valid, reason = super().check_valid()
-        a = {name: self._in_order(name).cpu() for name in self._arrays}
+    def _check_run(self, k: int) -> tuple[bool, str]:
+        """Slots must follow each other within an episode, and none may be overwritten."""
+        valid, reason = super()._check_run(k)
+        a = {name: self._in_order(name, k).cpu() for name in self._arrays}
         inside = ~(a["terminated"] | a["truncated"])[:-1]
         if valid and not torch.equal(a["slot"][:-1][inside] + 1, a["slot"][1:][inside]):
             return False, "a frame does not follow its predecessor"
         first = a["slot"] - a["past"]
-        if valid and (first < torch.as_tensor(self._written - self._ring)).any():
+        if valid and (first < torch.as_tensor(self._written[self._columns(k)] - self._ring)).any():
             return False, "a frame of a stored transition has been overwritten"
         return valid, reason
 
-    def state_dict(self) -> dict[str, Any]:
-        """Written rows and frames in storage order; frames are compressed, column by column, in chunks."""
+    def _run_state(self, k: int) -> dict[str, Any]:
+        """Frames are compressed, column by column, in chunks."""
         return {
-            **super().state_dict(),
-            "written": torch.as_tensor(self._written.copy()),
-            "past_now": torch.as_tensor(self._past.copy()),
-            "frames": _compress([self._used_frames(env) for env in range(self.num_envs)]),
+            **super()._run_state(k),
+            "written": torch.as_tensor(self._written[self._columns(k)].copy()),
+            "past_now": torch.as_tensor(self._past[self._columns(k)].copy()),
+            "frames": _compress(self._used_frames(k)),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """As ``Replay.load_state_dict``."""
-        super().load_state_dict(state)
-        self._first_frame[: self._rows_written] = (
-            (self._arrays["slot"] - self._arrays["past"])[: self._rows_written].cpu().numpy()
-        )
-        self._written[:] = state["written"].cpu().numpy()
-        self._past = state["past_now"].cpu().numpy().copy()
-        _decompress(state["frames"], [self._used_frames(env) for env in range(self.num_envs)])
+    def _load_run_state(self, k: int, state: Mapping[str, Any]) -> None:
+        super()._load_run_state(k, state)
+        columns = self._columns(k)
+        first = (self._arrays["slot"] - self._arrays["past"])[: self._rows_written, columns]
+        self._first_frame[: self._rows_written, columns] = first.cpu().numpy()
+        self._written[columns] = state["written"].cpu().numpy()
+        self._past[columns] = state["past_now"].cpu().numpy()
+        _decompress(state["frames"], self._used_frames(k))
 
-    def _used_frames(self, env: int) -> Tensor:
-        """The frames of a column that have ever been written, as a flat view."""
-        start = env * self._ring
-        return self._frames[start : start + min(int(self._written[env]), self._ring)].view(-1)
+    def _used_frames(self, k: int) -> list[Tensor]:
+        """The frames of each of a run's columns that have ever been written, as flat views."""
+        return [
+            self._frames[column * self._ring :][: min(int(self._written[column]), self._ring)].view(-1)
+            for column in range(k * self.num_envs, (k + 1) * self.num_envs)
+        ]
 
 
 def _action_dtype(num_actions: int) -> torch.dtype:

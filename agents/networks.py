@@ -1,16 +1,15 @@
 """Networks of the agents: SimBa actor and twin critics, MLP and convolutional Q-networks, the input normaliser.
 
 SimBa: Lee et al. 2024, "SimBa: Simplicity Bias for Scaling Up Parameters in Deep RL", arXiv 2410.09754.
-Shapes: B batch, E ensemble members, D observation size, A action size.
+Shapes: B batch, E critics of an ensemble, D observation size, A action size.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -67,7 +66,7 @@ class ObservationNormalizer(nn.Module):
 
 
 class _BatchedLinear(torch.autograd.Function):
-    """``x W^T + b`` for each member, with a weight gradient in the layout of the weight.
+    """``x W^T + b`` for each critic, with a weight gradient in the layout of the weight.
 
     Autograd's own formula for a batched product returns it transposed, and the copy into the weight's layout costs as
     much as the product itself.
@@ -184,10 +183,11 @@ class ResidualBlock(nn.Module):
         self.expand = _linear(width, 4 * width, ensemble_size, "he_normal")
         self.activation = nn.ReLU(inplace=True)  # the widest tensor of the network
         self.project = _linear(4 * width, width, ensemble_size, "he_normal")
+        self._gains_by_fusion = ensemble_size is not None and width >= fused.MIN_WIDTH
 
     def forward(self, x: Tensor) -> Tensor:
         norm, expand, project = self.norm, self.expand, self.project
-        if isinstance(norm, EnsembleLayerNorm) and fused.supports(x) and not self._is_watched():
+        if self._gains_by_fusion and fused.supports(x) and not self._is_watched():
             tensors = (norm.weight, norm.bias, expand.weight, expand.bias, project.weight, project.bias)
             return fused.residual_block(x, *tensors, norm.eps)
         return x + project(self.activation(expand(norm(x))))
@@ -351,19 +351,6 @@ def _xavier_uniform(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
-
-
-@contextlib.contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Let gradients pass through ``module`` to its inputs without computing those of its learning parameters."""
-    learning = [p for p in module.parameters() if p.requires_grad]
-    for parameter in learning:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
 
 
 def build_seeded(factory: Callable[[], nn.Module], generator: torch.Generator) -> nn.Module:

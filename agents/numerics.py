@@ -11,7 +11,7 @@ import importlib.util
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,17 +51,17 @@ class Numerics:
             loss = torch.compile(loss, dynamic=False)
         return _in_bfloat16(loss, device.type) if self.precision == "bf16" else loss
 
-    @contextlib.contextmanager
-    def products(self) -> Iterator[None]:
-        """Let float32 products inside be what ``precision`` says, those of the gradients included."""
-        if self.precision != "tf32":
-            yield
-            return
+    def products(self) -> contextlib.AbstractContextManager[None]:
+        """What lets float32 products be those of ``precision``, the gradients' included; to be entered repeatedly."""
+        return _TensorFloat32() if self.precision == "tf32" else contextlib.nullcontext()
+
+
+class _TensorFloat32(contextlib.AbstractContextManager[None]):
+    def __enter__(self) -> None:
         set_products("tf32")
-        try:
-            yield
-        finally:  # the flags belong to the process
-            set_products("ieee")
+
+    def __exit__(self, *error: object) -> None:  # the flags belong to the process
+        set_products("ieee")
 
 
 FLOAT32 = Numerics()

@@ -8,26 +8,24 @@ from __future__ import annotations
 import copy
 import math
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
 from agents import losses
-from agents.base import discount_from_horizon, load_optimizer, probe_noise
-from agents.graphs import Capture, HostCall
-from agents.networks import ObservationNormalizer, SimbaActor, SimbaCritic, build_seeded, frozen
+from agents.base import Agent, Step, discount_from_horizon, probe_noise
+from agents.graphs import Capture
+from agents.networks import ObservationNormalizer, SimbaActor, SimbaCritic
 from agents.numerics import FLOAT32, Numerics
 from agents.replay import Batch
-from common.seeding import torch_generator
-from configs.schema import SACConfig
+from configs.schema import Config, SACConfig
 from fire.network.slot import NetworkSlot
 from fire.regularizers import Regularizer
-from fire.resets.injection import restore_structure
 
 
-class SAC:
+class SAC(Agent):
     """SAC for flat observations and actions in [-1, 1].
 
     Args:
@@ -35,7 +33,7 @@ class SAC:
         obs_dim, action_dim: sizes D and A.
         max_episode_steps: episode limit in transitions, for the discount rule.
         seed: run seed; the agent draws from the streams ``init``, ``explore`` and ``update``.
-        device: where networks and generators live.
+        device: where networks live.
         numerics: precision of the losses.
         capture: records acting as a CUDA graph; None: no graph.
     """
@@ -46,6 +44,10 @@ class SAC:
         "critic_optimizer": "critic",
         "alpha_optimizer": "temperature",
     }
+    policy: ClassVar = "actor"
+    streams: ClassVar = {"explore": "explore", "noise": "update"}
+    resettable: ClassVar = ("temperature", "normalizer")
+    normalizer: ObservationNormalizer
 
     def __init__(
         self,
@@ -59,11 +61,9 @@ class SAC:
         capture: Capture | None = None,
     ) -> None:
         self.config = config
-        self.device = device
         self.action_dim = action_dim
         self.gamma = discount_from_horizon(max_episode_steps) if config.gamma is None else config.gamma
         self.target_entropy = config.target_entropy_per_action * action_dim
-        self.update_step = 0
         self.normalizer = ObservationNormalizer(obs_dim).to(device)
 
         def build_actor() -> nn.Module:
@@ -73,8 +73,7 @@ class SAC:
             sizes = (config.critic_width, config.critic_blocks, config.num_critics)
             return SimbaCritic(self.normalizer, obs_dim, action_dim, *sizes)
 
-        self._builders = {"actor": build_actor, "critic": build_critic}
-        self._seed = seed
+        super().__init__(seed, device, {"actor": build_actor, "critic": build_critic}, capture)
         self.actor = self._initial("actor")
         self.critic = self._initial("critic")
         # The target shares the normaliser: it must see inputs under the current statistics, never under old ones.
@@ -94,98 +93,89 @@ class SAC:
         self.actor_optimizer = optimizer(self.actor.parameters(), weight_decay=config.weight_decay)
         self.critic_optimizer = optimizer(self.critic.parameters(), weight_decay=config.weight_decay)
         self.alpha_optimizer = optimizer(self.temperature.parameters(), weight_decay=0.0)
-        self.regularizers = nn.ModuleDict(
-            {
-                name: Regularizer(config.l2_init, config.parseval, slot)
-                for name, slot in self.networks().items()
-            }
-        )
+        self.regularizers = nn.ModuleDict()
+        if config.l2_init or config.parseval:
+            for name, slot in self.networks().items():
+                self.regularizers[name] = Regularizer(config.l2_init, config.parseval, slot)
         prepare = partial(numerics.prepare, device=device)
         self.actor_loss, self.critic_loss = prepare(self._actor_loss), prepare(self._critic_loss)
-        self.temperature_loss = self._temperature_loss
-        self._sampled = HostCall(self._sampled_action, self.actor, device, capture)
-        self._mean = HostCall(self._mean_action, self.actor, device, capture)
-        # On the CPU whatever the device, so that a checkpoint moves between devices and both draw the same noise.
-        self._explore = torch_generator(seed, "explore")
-        self._noise = torch_generator(seed, "update")
+
+    @classmethod
+    def from_spaces(
+        cls,
+        config: Config,
+        observation_space: spaces.Box,
+        action_space: Any,
+        max_episode_steps: int | None,
+        device: torch.device,
+        capture: Capture | None,
+    ) -> Self:
+        (obs_dim,), (action_dim,) = observation_space.shape, action_space.shape
+        numerics = Numerics(config.precision, config.compile)
+        sizes = (obs_dim, action_dim, max_episode_steps)
+        return cls(config.agent, *sizes, config.seed, device, numerics, capture)
 
     # Acting
 
-    def observe(self, obs: np.ndarray) -> None:
-        self.normalizer.update(torch.as_tensor(obs, dtype=torch.float32, device=self.device))
+    def draw_exploration(self, count: int, env_step: int) -> tuple[Tensor]:
+        return (torch.randn((count, self.action_dim), generator=self.generators["explore"]),)
 
-    def act(self, obs: np.ndarray, env_step: int) -> np.ndarray:
-        noise = torch.randn((len(obs), self.action_dim), generator=self._explore)
-        return self._sampled(np.asarray(obs, np.float32), noise)
-
-    def act_greedy(self, obs: np.ndarray) -> np.ndarray:
-        return self._mean(np.asarray(obs, np.float32))
-
-    def _sampled_action(self, obs: Tensor, noise: Tensor) -> Tensor:
+    def explore(self, obs: Tensor, *drawn: Tensor) -> Tensor:
+        (noise,) = drawn
         mean, log_std = self.actor(obs)
         return torch.tanh(mean + log_std.exp() * noise)
 
-    def _mean_action(self, obs: Tensor) -> Tensor:
+    def exploit(self, obs: Tensor) -> Tensor:
         return torch.tanh(self.actor(obs)[0])
 
     # Learning
 
-    def update(self, batch: Batch, noise: Tensor | None = None) -> dict[str, Tensor]:
-        noise = self.draw(len(batch.reward)) if noise is None else noise
-        actor_noise, critic_noise = noise.to(self.device)
-        with frozen(self.critic):
-            actor_loss, entropy = self.actor_loss(batch, actor_noise)
-        _descend(self.actor_optimizer, actor_loss)
-
-        alpha_loss, _ = self.temperature_loss(entropy.detach())
-        _descend(self.alpha_optimizer, alpha_loss)
-
-        critic_loss, q_mean = self.critic_loss(batch, critic_noise)
-        _descend(self.critic_optimizer, critic_loss)
-
-        with torch.no_grad():
-            pairs = list(zip(self.target_critic.parameters(), self.critic.parameters(), strict=True))
-            torch._foreach_lerp_([t for t, _ in pairs], [p for _, p in pairs], self.config.target_tau)
-        self.update_step += 1
+    def update(self, step: Step, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
+        actor_noise, critic_noise = noise.unbind(-3)
+        actor_loss, entropy = step("actor_optimizer", self.actor_loss, batch, actor_noise)
+        (alpha_loss,) = step("alpha_optimizer", self.temperature_loss, entropy)
+        critic_loss, q_mean, alpha = step("critic_optimizer", self.critic_loss, batch, critic_noise)
+        step.soft_update("target_critic", "critic", self.config.target_tau)
         return {
-            "actor_loss": actor_loss.detach(),
-            "critic_loss": critic_loss.detach(),
-            "ent_coef_loss": alpha_loss.detach(),
-            "ent_coef": self.temperature().detach(),
-            "entropy": entropy.detach(),
-            "q_mean": q_mean.detach(),
+            "actor_loss": actor_loss,
+            "critic_loss": critic_loss,
+            "ent_coef_loss": alpha_loss,
+            "ent_coef": alpha,
+            "entropy": entropy,
+            "q_mean": q_mean,
         }
 
     def draw(self, batch_size: int) -> Tensor:
         """Standard normal noise ``(2, B, A)`` for the actor's loss and the critics', on the CPU."""
         shape = (batch_size, self.action_dim)
-        return torch.stack([torch.randn(shape, generator=self._noise) for _ in range(2)])
-
-    def target_copies(self, count: int) -> tuple[int, ...]:
-        """None: the target follows softly at every update."""
-        return ()
+        return torch.stack([torch.randn(shape, generator=self.generators["noise"]) for _ in range(2)])
 
     def _actor_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and entropy."""
         action, log_prob = losses.tanh_gaussian_sample(*self.actor(batch.obs), noise)
-        q = self.critic(batch.obs, action)
-        loss = losses.sac_actor_loss(q, log_prob, self.temperature().detach())
-        return loss + self.regularizers["actor"](self.actor), -log_prob.mean()
+        alpha = self.temperature.log_alpha.exp().detach()
+        loss = losses.sac_actor_loss(self.critic(batch.obs, action), log_prob, alpha)
+        if "actor" in self.regularizers:
+            loss = loss + self.regularizers["actor"](self.actor)
+        return loss, -log_prob.mean()
 
-    def _temperature_loss(self, entropy: Tensor) -> tuple[Tensor, Tensor]:
-        log_alpha = self.temperature.log_alpha
-        return losses.temperature_loss(log_alpha, entropy, self.target_entropy), log_alpha.exp()
+    def temperature_loss(self, entropy: Tensor) -> tuple[Tensor]:
+        return (losses.temperature_loss(self.temperature.log_alpha, entropy, self.target_entropy),)
 
-    def _critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def _critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, mean Q-value and temperature."""
         with torch.no_grad():
             next_action, next_log_prob = losses.tanh_gaussian_sample(*self.actor(batch.next_obs), noise)
             next_q = self.target_critic(batch.next_obs, next_action)
-            td_target = losses.sac_td_target(
-                batch.reward, batch.discount, next_q, next_log_prob, self.temperature()
-            )
+            alpha = self.temperature.log_alpha.exp()
+            td_target = losses.sac_td_target(batch.reward, batch.discount, next_q, next_log_prob, alpha)
         q = self.critic(batch.obs, batch.action)
-        return losses.sac_critic_loss(q, td_target) + self.regularizers["critic"](self.critic), q.mean()
+        loss = losses.sac_critic_loss(q, td_target)
+        if "critic" in self.regularizers:
+            loss = loss + self.regularizers["critic"](self.critic)
+        return loss, q.mean(), alpha
 
-    # Resets, metrics, checkpoints
+    # Resets and metrics
 
     def networks(self) -> dict[str, NetworkSlot]:
         def probe(loss, batch: Batch) -> Tensor:
@@ -222,53 +212,12 @@ class SAC:
         action, _ = losses.tanh_gaussian_sample(*self.actor(batch.next_obs), noise)
         return self.critic(batch.next_obs, action)
 
-    def _fresh(self, name: str, generator: torch.Generator) -> nn.Module:
-        return build_seeded(self._builders[name], generator).to(self.device)
-
-    def _initial(self, name: str) -> nn.Module:
-        # The critic must not start from the actor's draws, so each network advances the stream by its position.
-        generator = torch_generator(self._seed, "init")
-        for earlier in self._builders:
-            if earlier == name:
-                break
-            torch.randint(2**62, (), generator=generator)
-        return self._fresh(name, generator)
-
     @torch.no_grad()
     def reset_temperature(self) -> None:
         """Return the temperature to its initial value, with a fresh optimizer state."""
         self.temperature.log_alpha.fill_(math.log(self.config.init_temperature))
         for value in self.alpha_optimizer.state[self.temperature.log_alpha].values():
             value.zero_()
-
-    def reset_normalizer(self) -> None:
-        """Return the observation statistics to those of a new agent."""
-        self.normalizer.reset()
-
-    def state_dict(self) -> dict[str, Any]:
-        modules = {name: getattr(self, name).state_dict() for name in ("actor", "critic", "target_critic")}
-        optimizers = {name: getattr(self, name).state_dict() for name in self.optimizers}
-        return {
-            **modules,
-            **optimizers,
-            "log_alpha": self.temperature.log_alpha.detach().clone(),
-            "update_step": self.update_step,
-            "explore": self._explore.get_state(),
-            "noise": self._noise.get_state(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, slot in self.networks().items():
-            restore_structure(slot, state[name])
-        for name in ("actor", "critic", "target_critic"):
-            getattr(self, name).load_state_dict(state[name])
-        for name in self.optimizers:
-            load_optimizer(getattr(self, name), state[name])
-        with torch.no_grad():
-            self.temperature.log_alpha.copy_(state["log_alpha"])
-        self.update_step = int(state["update_step"])
-        self._explore.set_state(state["explore"].cpu())
-        self._noise.set_state(state["noise"].cpu())
 
 
 class Temperature(nn.Module):
@@ -277,13 +226,3 @@ class Temperature(nn.Module):
     def __init__(self, initial: float) -> None:
         super().__init__()
         self.log_alpha = nn.Parameter(torch.tensor(math.log(initial)))
-
-    def forward(self) -> Tensor:
-        return self.log_alpha.exp()
-
-
-def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step on the optimizer's own parameters; ``inputs`` keeps autograd from computing any other gradient."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
-    optimizer.step()

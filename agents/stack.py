@@ -1,10 +1,10 @@
-"""Several agents that share hyperparameters and an architecture, trained as one batched program.
+"""K agents that share hyperparameters and an architecture, acting and learning as one batched program.
 
 Every tensor of every network gets a leading dimension K: the agents' own parameters and buffers become views into
-the stack. An update runs the first agent's loss functions over the stack with ``torch.vmap`` and takes one fused
-optimizer step over all views. Whatever looks at a single agent (acting, resets, metrics, evaluation, checkpoints)
-works on its views and needs to know nothing of the others, and each agent keeps its own optimizer state and
-random streams, so that it goes on alone wherever it was saved.
+the stack. The first agent's functions run over the stack with ``torch.vmap``, traced once (agents/tracing.py), and one
+fused optimizer step changes all views. Whatever looks at a single agent (resets, metrics, evaluation, checkpoints)
+works on its views and needs to know nothing of the others, and each agent keeps its own optimizer state and random
+streams, so that it goes on alone wherever it was saved.
 
 Agents whose networks differ, because a reset has added parameters to some, form stacks of their own. Networks for
 frames are not stacked: convolutions of several networks at once become grouped ones, which take longer than one
@@ -13,130 +13,300 @@ network after the other (results/throughput.md).
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from agents.base import Agent
+from agents.base import Agent, Loss
+from agents.graphs import HostCall
 from agents.replay import Batch
-from agents.sac import SAC
+from agents.tracing import Function, trace
 
 
-class Population(ABC):
-    """K agents and their stacked tensors.
+class Stack:
+    """K agents of one algorithm, stacked where that is faster, and anew when a network's structure has changed.
 
-    Build it when the agents hold the state they start from (after a checkpoint was loaded): from then on their
-    parameters are views, which in-place changes keep; after a structural reset build it anew.
+    All arrays and tensors begin with K. One agent works as it would alone.
 
     Args:
-        agents: at least one, of one class, with equal configurations and structures; their seeds differ.
+        agents: at least one, of one class, with equal configurations; their seeds differ. They hold the state they go
+            on from (after a checkpoint was loaded): from now on their parameters are views, which in-place changes
+            keep.
     """
 
-    def __init__(self, agents: Sequence[Any]) -> None:
+    def __init__(self, agents: Sequence[Agent]) -> None:
         self.agents = list(agents)
-        self.optimizers = self.agents[0].optimizers
-        modules = self.agents[0].modules
-        bundles = [_Bundle({name: getattr(agent, name) for name in modules}) for agent in self.agents]
-        self._bundle = bundles[0]
-        self._stack = _stack(bundles)
-        self._joint = {name: self._join(name) for name in self.optimizers}
+        self._group()
 
-    @abstractmethod
-    def update(self, batches: Sequence[Batch], noise: Tensor | None = None) -> list[dict[str, Tensor]]:
-        """One update of every agent on its own batch; returns what each agent's ``update`` would return.
+    def observe(self, obs: np.ndarray) -> None:
+        """Take note of the observations ``(K, N, ...)`` about to be acted on (input statistics)."""
+        self.restack()
+        for runs, stacked in self._groups:
+            if stacked is None:
+                self.agents[runs[0]].observe(obs[runs[0]])
+            else:
+                stacked.observe(obs[runs])
 
-        ``noise (K, ...)`` is what the agents' ``draw`` returned; None: drawn here.
+    def act(self, obs: np.ndarray, env_step: int) -> np.ndarray:
+        """Exploring actions ``(K, N, ...)`` for ``obs (K, N, ...)``, each agent's drawn from its own stream."""
+        self.restack()
+        actions = [
+            self.agents[runs[0]].act(obs[runs[0]], env_step)[None]
+            if stacked is None
+            else stacked.act(obs[runs], env_step)
+            for runs, stacked in self._groups
+        ]
+        return actions[0] if len(actions) == 1 else np.concatenate(actions)[self._order]
+
+    def draw(self, batch_size: int) -> Tensor:
+        """The random numbers of one update ``(K, ...)``, on the CPU, each agent's from its own stream."""
+        return torch.stack([agent.draw(batch_size) for agent in self.agents])
+
+    def update(self, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
+        """One update of every agent on its own transitions ``(K, B, ...)``; returns losses ``(K,)`` by name.
+
+        ``noise`` is what ``draw`` returned, on the agents' device.
         """
+        self.restack()
+        found = []
+        for runs, stacked in self._groups:
+            if stacked is None:
+                (k,) = runs
+                losses = self.agents[k].learn(batch.run(k), noise[k])
+                found.append({name: value.unsqueeze(0) for name, value in losses.items()})
+            elif len(runs) == len(self.agents):
+                found.append(stacked.update(batch, noise))
+            else:
+                found.append(stacked.update(Batch(*(tensor[runs] for tensor in batch)), noise[runs]))
+        if len(found) == 1:
+            return found[0]
+        order = torch.from_numpy(self._order)
+        return {name: torch.cat([part[name] for part in found])[order] for name in found[0]}
 
-    def _learn(
-        self, optimizer: str, loss: Callable[..., tuple[Tensor, Tensor]], *args: Any
-    ) -> tuple[Tensor, Tensor]:
-        """One step of ``optimizer`` on the first agent's ``loss``, run for every agent: all shapes begin with K."""
-        module = self.optimizers[optimizer]
-        learning = {n: t for n, t in self._stack.items() if n.startswith(f"{module}.") and t.requires_grad}
-        tensors = {n: learning.get(n, t.detach()) for n, t in self._stack.items()}
+    def restack(self) -> None:
+        """Stack the agents anew if a structural reset or a checkpoint has changed one since; it moves tensors."""
+        if len(self.agents) > 1 and any(
+            group["params"] is not known
+            for optimizer, lists in self._known
+            for group, known in zip(optimizer.param_groups, lists, strict=True)
+        ):
+            self._group()
 
-        def one(tensors: dict[str, Tensor], *args: Any) -> tuple[Tensor, Tensor]:
+    def _group(self) -> None:
+        """Stack the agents whose networks have the same parameters."""
+        groups: dict[Hashable, list[int]] = {}
+        for k, agent in enumerate(self.agents):
+            groups.setdefault(k if _has_convolutions(agent) else _structure(agent), []).append(k)
+        self._groups = [
+            (runs, _Stacked([self.agents[k] for k in runs]) if len(runs) > 1 else None)
+            for runs in groups.values()
+        ]
+        self._order = np.argsort([k for runs, _ in self._groups for k in runs])
+        optimizers = [getattr(agent, name) for agent in self.agents for name in agent.optimizers]
+        self._known = [(optimizer, [g["params"] for g in optimizer.param_groups]) for optimizer in optimizers]
+
+
+class _Stacked:
+    """Agents of equal structure and their stacked tensors; the ``Step`` of their joint update."""
+
+    def __init__(self, agents: Sequence[Agent]) -> None:
+        self.agents = agents
+        self._first = first = agents[0]
+        bundles = [_Bundle({name: getattr(agent, name) for name in first.modules}) for agent in agents]
+        self._bundle = bundles[0]
+        self._learning = {
+            name for name, parameter in self._bundle.named_parameters() if parameter.requires_grad
+        }
+        self._tensors = _stack(bundles)
+        self._joint = {
+            name: _JointOptimizer(
+                [getattr(agent, name) for agent in agents],
+                [bundle.get_parameter(n) for n in self._names(module) for bundle in bundles],
+            )
+            for name, module in first.optimizers.items()
+        }
+        self._pairs: dict[tuple[str, str], tuple[list[Tensor], list[Tensor]]] = {}
+        self._traced: dict[Hashable, tuple[Function, list[pytree.TreeSpec]]] = {}
+        self._recorded: HostCall | None = None
+
+    def observe(self, obs: np.ndarray) -> None:
+        if self._first.normalizer is not None:
+            seen = torch.as_tensor(obs, dtype=torch.float32, device=self._first.device)
+            with torch.no_grad():
+                self._run(self._first.normalizer.update, None, seen)
+
+    def act(self, obs: np.ndarray, env_step: int) -> np.ndarray:
+        first = self._first
+        drawn = [agent.draw_exploration(obs.shape[1], env_step) for agent in self.agents]
+        inputs = (np.asarray(obs, first.obs_dtype), *map(torch.stack, zip(*drawn, strict=True)))
+        if first.capture is not None:
+            if self._recorded is None:
+                self._recorded = HostCall(self._explore, self._tensors.values, first.device, first.capture)
+            return self._recorded(*inputs)
+        with torch.inference_mode():
+            return self._explore(*(torch.as_tensor(x, device=first.device) for x in inputs)).cpu().numpy()
+
+    def _explore(self, *inputs: Tensor) -> Tensor:
+        return self._run(self._first.explore, None, *inputs)
+
+    def update(self, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
+        losses = self._first.update(self, batch, noise)
+        for agent in self.agents:
+            agent.update_step += 1
+        return losses
+
+    def __call__(self, optimizer: str, loss: Loss, *args: Any) -> tuple[Tensor, ...]:
+        *values, gradients = self._run(loss, self._first.optimizers[optimizer], *args)
+        self._joint[optimizer].step(gradients)
+        return tuple(values)
+
+    def soft_update(self, target: str, source: str, tau: float) -> None:
+        with torch.no_grad():
+            torch._foreach_lerp_(*self._pair(target, source), tau)
+
+    def hard_update(self, target: str, source: str) -> None:
+        with torch.no_grad():
+            torch._foreach_copy_(*self._pair(target, source))
+
+    def _pair(self, target: str, source: str) -> tuple[list[Tensor], list[Tensor]]:
+        """The stacked tensors of two modules, in the same order; one that both share is left out."""
+        if (target, source) not in self._pairs:
+            names = [n.removeprefix(f"{target}.") for n in self._tensors if n.startswith(f"{target}.")]
+            self._pairs[target, source] = tuple(
+                [self._tensors[f"{module}.{n}"] for n in names] for module in (target, source)
+            )
+        return self._pairs[target, source]
+
+    def _names(self, module: str) -> list[str]:
+        """Names of the module's learning parameters."""
+        return [name for name in self._tensors if name.startswith(f"{module}.") and name in self._learning]
+
+    def _run(self, function: Callable[..., Any], module: str | None, *args: Any) -> Any:
+        """Run the first agent's ``function`` for every agent; all shapes begin with K.
+
+        With ``module``, ``function`` is a loss, and a list of the gradients of the module's learning parameters, each
+        agent's of the first, each agent's of the second and so on, is returned behind its values.
+        """
+        flat, inputs = pytree.tree_flatten(args)
+        key = (function, module, tuple(tensor.shape for tensor in flat))
+        if key not in self._traced:
+            self._traced[key] = self._trace(function, module, inputs, flat)
+        run, outputs = self._traced[key]
+        results = run(*self._tensors.values(), *flat)
+        return pytree.tree_unflatten(results, outputs[0])
+
+    def _trace(
+        self,
+        function: Callable[..., Any],
+        module: str | None,
+        inputs: pytree.TreeSpec,
+        flat: Sequence[Tensor],
+    ) -> tuple[Function, list[pytree.TreeSpec]]:
+        outputs: list[pytree.TreeSpec] = []  # the structure of the results, known once the function has run
+        names = [] if module is None else self._names(module)
+
+        def one(tensors: dict[str, Tensor], *args: Any) -> Any:
             # The shared normaliser is one module; tied by name it would be exchanged twice and restored once.
-            return torch.func.functional_call(self._bundle, tensors, (loss, *args), tie_weights=False)
+            result = torch.func.functional_call(self._bundle, tensors, (function, *args), tie_weights=False)
+            return () if result is None else result
 
-        # Loss functions draw nothing: the noise is an argument, from each agent's own stream.
-        value, logged = torch.vmap(one, randomness="error")(tensors, *args)
-        # The agents share nothing, so the gradient of the sum holds each agent's own.
-        gradients = torch.autograd.grad(value.sum(), list(learning.values()))
-        names = [name.removeprefix(f"{module}.") for name in learning]
-        # Fused optimizers read gradients in the parameter's memory order, whatever their strides say.
-        ordered = [gradient.contiguous() for gradient in gradients]
-        self._descend(optimizer, dict(zip(names, ordered, strict=True)))
-        return value.detach(), logged.detach()
+        def all_of_them(*given: Tensor) -> list[Tensor]:
+            tensors = dict(zip(self._tensors, given, strict=False))
+            args = pytree.tree_unflatten(list(given[len(tensors) :]), inputs)
+            learning = {name: tensors[name].detach().requires_grad_() for name in names}
+            # What is drawn is an argument, from each agent's own stream.
+            with torch.set_grad_enabled(module is not None):
+                found = torch.vmap(one, randomness="error")(tensors | learning, *args)
+                if module is not None:
+                    # The agents share nothing, so the gradient of the sum holds each agent's own. Fused optimizers read
+                    # gradients in the parameter's memory order, whatever their strides say.
+                    gradients = torch.autograd.grad(found[0].sum(), list(learning.values()))
+                    own = [view for gradient in gradients for view in gradient.contiguous().unbind()]
+                    found = (*(value.detach() for value in found), own)
+            results, spec = pytree.tree_flatten(found)
+            outputs[:] = [spec]
+            return results
 
-    def _descend(self, optimizer: str, gradients: dict[str, Tensor]) -> None:
-        """Step on ``gradients (K, ...)`` of the parameters of the optimizer's module, by name."""
-        joint = self._joint[optimizer]
-        for index, agent in enumerate(self.agents):
-            own, module = getattr(agent, optimizer), getattr(agent, self.optimizers[optimizer])
-            for name, gradient in gradients.items():
-                parameter = module.get_parameter(name)
-                parameter.grad = gradient[index]
-                # The same dictionary, not a copy: what is written here, the agent's resets and checkpoints see.
-                joint.state[parameter] = own.state[parameter]
-        joint.step()
-        joint.zero_grad(set_to_none=True)
+        everything = (*self._tensors.values(), *flat)
+        with torch.inference_mode(False):
+            run = trace(all_of_them, everything)
+        return run, outputs
 
-    def _join(self, name: str) -> torch.optim.Optimizer:
-        """One optimizer over the parameters of all agents' optimizers ``name``, with their options."""
-        own = [getattr(agent, name) for agent in self.agents]
+
+class _JointOptimizer:
+    """The optimizers that several agents have under one name, stepped as one; each keeps its own state.
+
+    Args:
+        optimizers: one of each agent, with equal options.
+        parameters: their learning parameters in the order in which ``step`` gets gradients.
+    """
+
+    def __init__(
+        self, optimizers: Sequence[torch.optim.Optimizer], parameters: Sequence[nn.Parameter]
+    ) -> None:
+        self._own = optimizers
+        self._parameters = parameters
         groups = [
             {**parts[0], "params": [p for part in parts for p in part["params"]]}
-            for parts in zip(*(optimizer.param_groups for optimizer in own), strict=True)
+            for parts in zip(*(optimizer.param_groups for optimizer in optimizers), strict=True)
         ]
-        return type(own[0])(groups)
-
-
-class SACPopulation(Population):
-    """SAC agents; the order of steps is that of :meth:`agents.sac.SAC.update`."""
-
-    def update(self, batches: Sequence[Batch], noise: Tensor | None = None) -> list[dict[str, Tensor]]:
-        first, batch = self.agents[0], _stacked(batches)
-        if noise is None:
-            noise = torch.stack([agent.draw(batch.reward.shape[1]) for agent in self.agents])
-        actor_noise, critic_noise = noise.to(first.device).unbind(1)
-        actor_loss, entropy = self._learn("actor_optimizer", first.actor_loss, batch, actor_noise)
-        alpha_loss, _ = self._learn("alpha_optimizer", first.temperature_loss, entropy)
-        critic_loss, q_mean = self._learn("critic_optimizer", first.critic_loss, batch, critic_noise)
-        with torch.no_grad():
-            names = [f"critic.{name}" for name, _ in first.critic.named_parameters()]
-            targets = [self._stack[f"target_{name}"] for name in names]
-            torch._foreach_lerp_(targets, [self._stack[name] for name in names], first.config.target_tau)
-        for agent in self.agents:
-            agent.update_step += 1
-        return _unstacked(
-            {
-                "actor_loss": actor_loss,
-                "critic_loss": critic_loss,
-                "ent_coef_loss": alpha_loss,
-                "ent_coef": self._stack["temperature.log_alpha"].detach().exp(),
-                "entropy": entropy,
-                "q_mean": q_mean,
-            }
+        self._joint = type(optimizers[0])(groups)
+        count = len(optimizers)
+        self._owners = [optimizers[index % count] for index in range(len(parameters))]
+        self._states: list[dict[str, Tensor]] = []  # of each parameter, as of the newest ordinary step
+        self._options = groups[0]
+        self._is_adam = (
+            type(optimizers[0]) in (torch.optim.Adam, torch.optim.AdamW)
+            and len(groups) == 1
+            and bool(self._options["fused"])
+            and not self._options["amsgrad"]
+            and len(groups[0]["params"]) == len(parameters)
         )
 
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """One step of every optimizer."""
+        now = [owner.state.get(p) for owner, p in zip(self._owners, self._parameters, strict=True)]
+        if not self._states or any(a is not b for a, b in zip(now, self._states, strict=True)):
+            self._ordinary_step(gradients)
+            return
+        # What the ordinary step comes to, without its search for parameters, gradients and states.
+        torch._foreach_add_(self._steps, 1)
+        options = self._options
+        self._kernel(
+            self._parameters,
+            gradients,
+            self._means,
+            self._squares,
+            [],
+            self._steps,
+            lr=options["lr"],
+            beta1=options["betas"][0],
+            beta2=options["betas"][1],
+            weight_decay=options["weight_decay"],
+            eps=options["eps"],
+            amsgrad=False,
+            maximize=options["maximize"],
+        )
 
-class DQNPopulation(Population):
-    """DQN agents; the order of steps is that of :meth:`agents.dqn.DQN.update`."""
-
-    def update(self, batches: Sequence[Batch], noise: Tensor | None = None) -> list[dict[str, Tensor]]:
-        first = self.agents[0]
-        loss, q_mean = self._learn("optimizer", first.loss, _stacked(batches))
-        for agent in self.agents:
-            agent.update_step += 1
-        if first.update_step % first.config.target_update_period == 0:
-            for agent in self.agents:
-                agent.networks()["q"].sync_target()
-        return _unstacked({"loss": loss, "q_mean": q_mean})
+    def _ordinary_step(self, gradients: Sequence[Tensor]) -> None:
+        for owner, parameter, gradient in zip(self._owners, self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+            # The same dictionary, not a copy: what is written here, the agent's resets and checkpoints see.
+            self._joint.state[parameter] = owner.state[parameter]
+        self._joint.step()
+        self._joint.zero_grad(set_to_none=True)
+        if self._is_adam:
+            self._states = [o.state[p] for o, p in zip(self._owners, self._parameters, strict=True)]
+            self._means, self._squares, self._steps = (
+                [state[name] for state in self._states] for name in ("exp_avg", "exp_avg_sq", "step")
+            )
+            decoupled = self._options["decoupled_weight_decay"]
+            self._kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
 
 
 class _Bundle(nn.ModuleDict):
@@ -150,12 +320,11 @@ class _Bundle(nn.ModuleDict):
 def _stack(bundles: Sequence[_Bundle]) -> dict[str, Tensor]:
     """Stack the parameters and buffers of all bundles by name and turn theirs into views of the stack."""
     stack = {}
-    for name, parameter in bundles[0].named_parameters():
-        members = [bundle.get_parameter(name) for bundle in bundles]
-        stacked = torch.stack([member.detach() for member in members])
-        for member, view in zip(members, stacked, strict=True):
-            member.data = view
-        stack[name] = stacked.requires_grad_(parameter.requires_grad)
+    for name, _ in bundles[0].named_parameters():
+        parameters = [bundle.get_parameter(name) for bundle in bundles]
+        stack[name] = torch.stack([parameter.detach() for parameter in parameters])
+        for parameter, view in zip(parameters, stack[name], strict=True):
+            parameter.data = view
     for name, _ in bundles[0].named_buffers():
         path, _, leaf = name.rpartition(".")
         owners = [bundle.get_submodule(path) for bundle in bundles]
@@ -165,74 +334,7 @@ def _stack(bundles: Sequence[_Bundle]) -> dict[str, Tensor]:
     return stack
 
 
-def _stacked(batches: Sequence[Batch]) -> Batch:
-    return Batch(*(torch.stack(tensors) for tensors in zip(*batches, strict=True)))
-
-
-def _unstacked(logged: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    columns = [value.detach().unbind() for value in logged.values()]
-    return [dict(zip(logged, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-class Together:
-    """Updates agents of one algorithm, stacked where that is faster, and stacks them anew when a network has changed.
-
-    Args:
-        agents: at least one, of one class, with equal configurations; they hold the state they go on from.
-    """
-
-    def __init__(self, agents: Sequence[Agent]) -> None:
-        self.agents = list(agents)
-        self._group()
-
-    def update(self, batches: Sequence[Batch], noise: Tensor | None = None) -> list[dict[str, Tensor]]:
-        """One update of every agent on its own batch; returns what each agent's ``update`` would return.
-
-        ``noise (K, ...)`` is what the agents' ``draw`` returned; None: drawn here.
-        """
-        self.follow()
-        logged: list[dict[str, Tensor]] = [{} for _ in self.agents]
-        for indices, update in self._groups:
-            given = None if noise is None else torch.stack([noise[index] for index in indices])
-            results = update([batches[index] for index in indices], given)
-            for index, result in zip(indices, results, strict=True):
-                logged[index] = result
-        return logged
-
-    def follow(self) -> None:
-        """Stack the agents anew if a structural reset has changed one since."""
-        if self._changed():
-            self._group()
-
-    def _group(self) -> None:
-        """Stack the agents whose networks have the same parameters."""
-        groups: dict[tuple[object, ...], list[int]] = {}
-        for index, agent in enumerate(self.agents):
-            alone = (index,) if _has_convolutions(agent) else ()
-            groups.setdefault((*alone, *_structure(agent)), []).append(index)
-        self._groups = [(indices, self._updater(indices)) for indices in groups.values()]
-        optimizers = [slot.optimizer for agent in self.agents for slot in agent.networks().values()]
-        self._held = [(optimizer, [g["params"] for g in optimizer.param_groups]) for optimizer in optimizers]
-
-    def _changed(self) -> bool:
-        """Whether a structural reset has given an optimizer another list of parameters since they were stacked."""
-        return any(
-            group["params"] is not held
-            for optimizer, lists in self._held
-            for group, held in zip(optimizer.param_groups, lists, strict=True)
-        )
-
-    def _updater(
-        self, indices: Sequence[int]
-    ) -> Callable[[Sequence[Batch], Tensor | None], Sequence[dict[str, Tensor]]]:
-        agents = [self.agents[index] for index in indices]
-        if len(agents) == 1:
-            return lambda batches, noise: [agents[0].update(batches[0], None if noise is None else noise[0])]
-        kind = SACPopulation if isinstance(agents[0], SAC) else DQNPopulation
-        return kind(agents).update
-
-
-def _structure(agent: Agent) -> tuple[object, ...]:
+def _structure(agent: Agent) -> Hashable:
     """Names and shapes of all parameters, and which of them learn."""
     return tuple(
         (network, name, tuple(parameter.shape), parameter.requires_grad)

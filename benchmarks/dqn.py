@@ -113,7 +113,7 @@ class Ours:
         device = torch.device("cpu")
         self.agent = DQN(DQNConfig(pixel_network=network), (4, 84, 84), num_actions, 0, 1_000_000, 0, device)
         if compiled:
-            self.agent._loss = torch.compile(self.agent._loss, dynamic=False)
+            self.agent.loss = torch.compile(self.agent.loss, dynamic=False)
         self.replay = FrameReplay(STORED, NUM_ENVS, (4, 84, 84), num_actions, 0.99)
         self.generator = torch.Generator().manual_seed(0)
         self.add = self.replay.add
@@ -122,7 +122,7 @@ class Ours:
         return self.agent.act(obs, 10**9)
 
     def update(self) -> None:
-        self.agent.update(self.replay.sample(BATCH, self.generator))
+        self.agent.learn(self.replay.run(0).sample(BATCH, self.generator))
 
 
 # A contender in its own process
@@ -259,7 +259,7 @@ def resets(game: str, rounds: int, contenders: list[str]) -> dict[str, object]:
             times.append(time.process_time() - start)
         return median(times)
 
-    update = cost(lambda: learner.agent.update(small))
+    update = cost(lambda: learner.agent.learn(small))
     figures: dict[str, object] = {"update_seconds": update}
     for name in ("full", "shrink_perturb", "sr_dqn", "fire", "fire_dqn", "redo"):
         generator = torch.Generator().manual_seed(0)
@@ -294,24 +294,26 @@ def memory(game: str, rounds: int, contenders: list[str]) -> dict[str, object]:
         buffer.add(*recorded[row % 5_000])
     full = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     figures = {
-        "transitions": len(buffer),
+        "transitions": len(buffer.run(0)),
         "reserved_gb": buffer.nbytes / 1e9,
         "resident_gb": (full - base) / 1e9,
     }
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter(), time.process_time()
-        path = checkpoint.save(Path(folder), "step", 0, {"replay": buffer.state_dict()}, keep=1)
+        path = checkpoint.save(Path(folder), "step", 0, {"replay": buffer.run(0).state_dict()}, keep=1)
         figures["save_seconds"] = time.perf_counter() - start[0]
         figures["save_cpu_seconds"] = time.process_time() - start[1]
         figures["checkpoint_gb"] = sum(f.stat().st_size for f in path.iterdir()) / 1e9
-        index = torch.randint(len(buffer), (64,), generator=torch.Generator().manual_seed(0))
-        wanted = buffer.gather(index)
+        index = torch.randint(len(buffer.run(0)), (64,), generator=torch.Generator().manual_seed(0))
+        wanted = buffer.run(0).gather(index)
         start = time.perf_counter(), time.process_time()
         buffer._frames.zero_()
-        buffer.load_state_dict(checkpoint.load(path, ["replay"])["replay"])
+        buffer.run(0).load_state_dict(checkpoint.load(path, ["replay"])["replay"])
         figures["load_seconds"] = time.perf_counter() - start[0]
         figures["load_cpu_seconds"] = time.process_time() - start[1]
-    figures["exact"] = all(torch.equal(a, b) for a, b in zip(wanted, buffer.gather(index), strict=True))
+    figures["exact"] = all(
+        torch.equal(a, b) for a, b in zip(wanted, buffer.run(0).gather(index), strict=True)
+    )
     return figures
 
 

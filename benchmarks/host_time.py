@@ -54,7 +54,7 @@ def no_physics() -> Any:
 
     def repeat(self: HumanoidVectorEnv, actions: np.ndarray) -> Any:
         if not taken:
-            obs, reward, terminated, truncated, infos = step(self, actions)
+            obs, reward, terminated, truncated, _ = step(self, actions)
             taken.append((obs, reward, np.zeros_like(terminated), np.zeros_like(truncated)))
         return *(array.copy() for array in taken[0]), {}
 

@@ -246,6 +246,7 @@ def agent_cost(repeats: int, device: str) -> dict[str, float]:
     """
     from agents import make_agent, make_replay
     from agents.learner import make_learner
+    from agents.stack import Stack
     from configs import loader
     from envs import make_training_env
 
@@ -271,13 +272,16 @@ def agent_cost(repeats: int, device: str) -> dict[str, float]:
         replay.add(obs, action, step.reward, step.terminated, step.truncated, step.next_obs)
         obs = step.obs
     env.close()
-    learner = make_learner([agent], [replay], [generator], config)  # on CUDA a captured graph, as in training
+    learner = make_learner(
+        Stack([agent]), replay, [generator], config
+    )  # on CUDA a captured graph, as in training
     for _ in range(repeats):
         learner.learn(1)  # records the graph
         for _ in range(20):
-            (batch,), _ = timed_call("gradient update", lambda: learner.learn(1))
+            batch, _ = timed_call("gradient update", lambda: learner.learn(1))
+        probe = batch.run(0)
         timed_call(
-            "reset", lambda batch=batch: reset_networks(agent.networks(), FireReset(), batch, generator)
+            "reset", lambda probe=probe: reset_networks(agent.networks(), FireReset(), probe, generator)
         )
     figures = {name: statistics.median(values) for name, values in seconds.items()}
     figures["env step"] /= config.env.num_envs

@@ -41,12 +41,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from agents import ReplayBuffer
+from agents import Batch, ReplayBuffer
 from agents.dqn import DQN
 from agents.graphs import capture
 from agents.learner import make_learner
 from agents.sac import SAC
-from agents.stack import Together
+from agents.stack import Stack
 from benchmarks import rivals, training
 from benchmarks.reset import agent_cost
 from benchmarks.rivals import ACTION, BATCH, OBS, make_batch
@@ -94,14 +94,15 @@ def learner_update(device: str, *flags: str, agents: int = 1) -> Callable[[], ob
     options = ["--algo", "sac", "--env", "h1-walk", "--preset", "paper", "--device", device, *flags]
     config, _ = loader.load(options)
     group = [SAC(config.agent, OBS, ACTION, 500, seed, torch.device(device)) for seed in range(agents)]
-    replays = [ReplayBuffer(1_000, 1, (OBS,), (ACTION,), False, group[0].gamma, device=device) for _ in group]
+    sizes = (1_000, 1, (OBS,), (ACTION,), False, group[0].gamma)
+    replay = ReplayBuffer(*sizes, device=device, num_runs=agents)
     random = np.random.default_rng(0)
+    none = np.zeros(agents, bool)
     for _ in range(1_000):
-        obs, action, next_obs = (random.uniform(-1, 1, (1, size)) for size in (OBS, ACTION, OBS))
-        for replay in replays:
-            replay.add(obs, action, np.ones(1), np.zeros(1, bool), np.zeros(1, bool), next_obs)
+        obs, action, next_obs = (random.uniform(-1, 1, (agents, size)) for size in (OBS, ACTION, OBS))
+        replay.add(obs, action, np.ones(agents), none, none, next_obs)
     generators = [torch.Generator().manual_seed(seed) for seed in range(agents)]
-    learner = make_learner(group, replays, generators, config)
+    learner = make_learner(Stack(group), replay, generators, config)
     return lambda: learner.learn(1)
 
 
@@ -115,7 +116,7 @@ def single(args: argparse.Namespace) -> dict[str, object]:
         2, traffic(ours) // 8, device=args.device
     )  # 4 bytes read and 4 written a number
     contenders: dict[str, Callable[[], object]] = {
-        "ours": lambda: ours.update(batch),
+        "ours": lambda: ours.learn(batch),
         "cleanrl": lambda: cleanrl.update(batch),
         "sgemm": lambda: torch.mm(left, right, out=out),
         "copy": lambda: moved.copy_(still),
@@ -173,11 +174,14 @@ def several(args: argparse.Namespace) -> dict[str, object]:
     for name, (make, actions) in cases.items():
         batches = [make_batch(seed, actions, args.device) for seed in range(number)]
         alone = [make(seed) for seed in range(number)]
-        together = Together([make(seed) for seed in range(number)])
+        stack = Stack([make(seed) for seed in range(number)])
+        stacked = Batch(*map(torch.stack, zip(*batches, strict=True)))
         contenders = {
-            "together": lambda together=together, batches=batches: together.update(batches),
+            "together": lambda stack=stack, stacked=stacked: stack.update(
+                stacked, stack.draw(BATCH).to(args.device)
+            ),
             "alone": lambda alone=alone, batches=batches: [
-                agent.update(batch) for agent, batch in zip(alone, batches, strict=True)
+                agent.learn(batch) for agent, batch in zip(alone, batches, strict=True)
             ],
         }
         seconds = take_turns(contenders, args.rounds, 10 * args.updates, args.device)

@@ -13,14 +13,14 @@ from types import FrameType
 import numpy as np
 import torch
 
-from agents import make_agent, pick_device
+from agents import make_agent, make_replay, pick_device
+from agents.learner import Learner, make_learner
+from agents.stack import Stack
 from common import checkpoint
 from common.memory import keep_freed_memory
 from common.seeding import stream_seed
 from configs.schema import Config
 from envs import make_evaluation_env, make_training_env
-from training._adapter import L as Learner
-from training._adapter import Stack, make_learner, make_replay
 from training.due import Clock
 from training.folder import claim_run_dir, starting_points
 from training.profiling import StepProfiler
@@ -81,25 +81,28 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
 
         while clock.env_step < config.total_steps and not interrupt.requested:
             # Act
-            stack.observe(obs)
-            action = env.random_action() if clock.warming_up else stack.act(obs, clock.env_step)
+            by_run = obs.reshape(len(configs), env.num_envs, *obs.shape[1:])
+            stack.observe(by_run)
+            step = clock.env_step
+            action = env.random_action() if clock.warming_up else np.concatenate(stack.act(by_run, step))
             if not np.isfinite(action).all():
-                raise TrainingDiverged(f"the policy's action is not finite at env step {clock.env_step:,}")
+                raise TrainingDiverged(f"the policy's action is not finite at env step {step:,}")
 
             # Step; with act_lag the environments step beside the updates that the last step brought due
             updates = 0
             if worker is None:
-                step = env.step(action)
+                reached = env.step(action)
             else:
                 stepping = worker.submit(env.step, action)
                 updates = _learn(learner, clock, trainers)
-                step = stepping.result()
+                reached = stepping.result()
 
             # Store
-            replay.add(obs, action, step.reward, step.terminated, step.truncated, step.next_obs)
-            obs = step.obs
+            ends = reached.terminated, reached.truncated
+            replay.add(obs, action, reached.reward, *ends, reached.next_obs)
+            obs = reached.obs
             clock.advance(env.num_envs)
-            for episode in step.episodes:
+            for episode in reached.episodes:
                 trainers[episode.env_index // env.num_envs].record.episode(episode)
 
             # Learn
@@ -132,11 +135,11 @@ def _learn(learner: Learner, clock: Clock, trainers: Sequence[Trainer]) -> int:
         return 0
     watched = [trainer for trainer in trainers if trainer.tracker is not None]
     for count in [1] * owed if watched else [owed]:
-        batches, losses = learner.learn(count)
+        batch, losses = learner.learn(count)
         for trainer in trainers:
-            trainer.losses = losses
+            trainer.losses.update(losses)
         for trainer in watched:
-            trainer.recycle_units(batches[trainer.index])
+            trainer.recycle_units(batch.run(trainer.index))
     return owed
 
 

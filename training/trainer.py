@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from agents import Agent, Batch, Replay
+from agents import Agent, Batch, RunReplay
 from common import checkpoint
 from common.seeding import stream_seed, torch_generator
 from configs.schema import Config
@@ -48,7 +48,7 @@ class Trainer:
         run_dir: Path,
         index: int,
         agent: Agent,
-        replay: Replay,
+        replay: RunReplay,
         env: VecEnv,
         eval_env: VecEnv,
         clock: Clock,

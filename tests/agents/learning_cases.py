@@ -11,6 +11,7 @@ from agents.learner import GraphLearner, Learner
 from agents.numerics import FLOAT32
 from agents.replay import ReplayBuffer
 from agents.sac import SAC
+from agents.stack import Stack
 from configs.schema import DQNConfig, SACConfig
 
 OBS, ACTION, BATCH, ENVS = 5, 3, 8, 2
@@ -18,15 +19,16 @@ CPU = torch.device("cpu")
 
 
 class Case:
-    """K agents of one kind (sac, dqn, pixels) with replays, generators and a learner; ``capture`` None: eager."""
+    """K agents of one kind (sac, dqn, pixels) with a replay, generators and a learner; ``capture`` None: eager."""
 
     def __init__(self, algo, capture, count=1, device=CPU, numerics=FLOAT32, act_capture=None):
         self.algo = algo
         self.agents = [self._agent(seed, device, numerics, act_capture) for seed in range(count)]
-        self.replays = [self._replay(device) for _ in range(count)]
+        self.replay = self._replay(device, count)
+        self.stack = Stack(self.agents)
         generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
-        parts = (self.agents, self.replays, generators, BATCH, numerics)
-        self.learner = Learner(*parts) if capture is None else GraphLearner(*parts, device, capture)
+        parts = (self.stack, self.replay, generators, BATCH, numerics)
+        self.learner = Learner(*parts) if capture is None else GraphLearner(*parts, capture)
         self._rng = np.random.default_rng(0)
         self._ended = np.ones(ENVS, bool)
         self._obs = None
@@ -41,8 +43,8 @@ class Case:
         shape = (4, 84, 84) if self.algo == "pixels" else (OBS,)
         return DQN(config, shape, ACTION, 0, 100, seed, device, numerics, capture)
 
-    def _replay(self, device):
-        options = {"gamma": 0.99, "n_step": 3, "device": device}
+    def _replay(self, device, count):
+        options = {"gamma": 0.99, "n_step": 3, "device": device, "num_runs": count}
         if self.algo == "pixels":
             return FrameReplay(24, ENVS, (4, 84, 84), ACTION, **options)
         shape = (ACTION,) if self.algo == "sac" else ()
@@ -59,12 +61,14 @@ class Case:
         else:
             following = self._fresh()
         self._ended = self._rng.random(ENVS) < 0.2
-        actions = []
-        for agent, replay in zip(self.agents, self.replays, strict=True):
-            agent.observe(self._obs)
-            actions.append(agent.act(self._obs, 50))
-            reward = self._rng.normal(size=ENVS).astype(np.float32)
-            replay.add(self._obs, actions[-1], reward, self._ended, np.zeros(ENVS, bool), following)
+        count = len(self.agents)
+        obs = np.stack([self._obs] * count)
+        self.stack.observe(obs)
+        actions = self.stack.act(obs, 50)
+        reward = self._rng.normal(size=count * ENVS).astype(np.float32)
+        ended, truncated = np.tile(self._ended, count), np.zeros(count * ENVS, bool)
+        row = (np.concatenate(obs), np.concatenate(actions), reward, ended, truncated)
+        self.replay.add(*row, np.concatenate([following] * count))
         self._obs = following
         return actions
 

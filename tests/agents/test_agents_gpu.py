@@ -33,7 +33,7 @@ def test_sac_update_on_the_gpu_equals_the_cpu():
     agents = {name: SAC(config, 5, 3, 500, 0, torch.device(name)) for name in ("cpu", "cuda")}
     noise = torch.randn(2, 16, 3, generator=torch.Generator().manual_seed(1))
     for name, agent in agents.items():
-        agent.update(batch(name, discrete=False), noise)
+        agent.learn(batch(name, discrete=False), noise)
     for key, value in agents["cpu"].critic.state_dict().items():
         torch.testing.assert_close(agents["cuda"].critic.state_dict()[key].cpu(), value, rtol=1e-3, atol=1e-5)
 
@@ -42,7 +42,7 @@ def test_dqn_update_on_the_gpu_equals_the_cpu():
     config = DQNConfig(hidden_widths=(8,))
     agents = {name: DQN(config, (5,), 3, 0, 100, 0, torch.device(name)) for name in ("cpu", "cuda")}
     for name, agent in agents.items():
-        agent.update(batch(name, discrete=True))
+        agent.learn(batch(name, discrete=True))
     for key, value in agents["cpu"].q.state_dict().items():
         torch.testing.assert_close(agents["cuda"].q.state_dict()[key].cpu(), value, rtol=1e-3, atol=1e-6)
 
@@ -50,9 +50,9 @@ def test_dqn_update_on_the_gpu_equals_the_cpu():
 def test_a_state_saved_on_the_gpu_continues_there_bit_for_bit():
     config = SACConfig(actor_width=8, critic_width=8, critic_blocks=1)
     one, two = (SAC(config, 5, 3, 500, seed, CUDA) for seed in (0, 1))
-    one.update(batch(CUDA, discrete=False))
+    one.learn(batch(CUDA, discrete=False))
     two.load_state_dict(copy.deepcopy(one.state_dict()))
-    a, b = one.update(batch(CUDA, discrete=False)), two.update(batch(CUDA, discrete=False))
+    a, b = one.learn(batch(CUDA, discrete=False)), two.learn(batch(CUDA, discrete=False))
     assert all(torch.equal(a[key], b[key]) for key in a)
     obs = np.zeros((2, 5), np.float32)
     assert np.array_equal(one.act(obs, 0), two.act(obs, 0))

@@ -70,7 +70,7 @@ def test_one_update_equals_the_algorithm_written_out(double_q):
         loss = loss + torch.where(error < 1, 0.5 * error**2, error - 0.5) / 8
     loss.backward()
     optimizer.step()
-    losses = agent.update(data)
+    losses = agent.learn(data)
     torch.testing.assert_close(losses["loss"], loss.detach())
     for name, value in q.state_dict().items():
         torch.testing.assert_close(agent.q.state_dict()[name], value, rtol=1e-4, atol=1e-6)
@@ -80,7 +80,7 @@ def test_target_is_copied_on_its_period_and_only_then():
     agent = make(target_update_period=3)
     first = copy.deepcopy(agent.target_q.state_dict())
     for step in range(1, 7):
-        agent.update(batch(step))
+        agent.learn(batch(step))
         same_as_online = all(
             torch.equal(v, agent.q.state_dict()[k]) for k, v in agent.target_q.state_dict().items()
         )
@@ -92,11 +92,11 @@ def test_target_is_copied_on_its_period_and_only_then():
 def test_state_round_trip_continues_bit_for_bit():
     agent, copied = make(target_update_period=2), make(seed=3, target_update_period=2)
     for seed in range(3):
-        agent.update(batch(seed))
+        agent.learn(batch(seed))
     copied.load_state_dict(copy.deepcopy(agent.state_dict()))
     obs = np.random.default_rng(0).normal(size=(6, OBS)).astype(np.float32)
     for seed in range(3, 6):
-        assert torch.equal(agent.update(batch(seed))["loss"], copied.update(batch(seed))["loss"])
+        assert torch.equal(agent.learn(batch(seed))["loss"], copied.learn(batch(seed))["loss"])
         assert np.array_equal(agent.act(obs, 300), copied.act(obs, 300))
     for name, value in agent.target_q.state_dict().items():
         assert torch.equal(value, copied.target_q.state_dict()[name])
@@ -107,5 +107,5 @@ def test_seeds_decide_the_first_weights():
     assert not torch.equal(make().q[0].weight, make(seed=1).q[0].weight)
     agent = make()
     first = agent.q[0].weight.clone()
-    agent.update(batch())
+    agent.learn(batch())
     assert torch.equal(agent.networks()["q"].initial()[0].weight, first)

@@ -40,7 +40,7 @@ def batch(seed=0, size=SIZE):
 @pytest.mark.parametrize("double_q", [False, True])
 def test_one_update_equals_the_algorithm_written_out(double_q):
     agent, data = make(double_q=double_q), batch()
-    agent.update(batch(1))  # online and target differ
+    agent.learn(batch(1))  # online and target differ
     q, target = copy.deepcopy(agent.q), agent.target_q
     optimizer = torch.optim.Adam(q.parameters(), lr=1e-3, eps=1.5e-4, foreach=False, fused=False)
     optimizer.load_state_dict(copy.deepcopy(agent.optimizer.state_dict()))
@@ -52,7 +52,7 @@ def test_one_update_equals_the_algorithm_written_out(double_q):
     loss = F.huber_loss(q(data.obs)[torch.arange(SIZE), data.action], y)
     loss.backward()
     optimizer.step()
-    torch.testing.assert_close(agent.update(data)["loss"], loss.detach())
+    torch.testing.assert_close(agent.learn(data)["loss"], loss.detach())
     for name, value in q.state_dict().items():
         torch.testing.assert_close(agent.q.state_dict()[name], value, rtol=1e-4, atol=1e-6)
 
@@ -67,7 +67,7 @@ def test_acting_is_greedy_in_the_values_and_takes_bytes():
 @pytest.mark.parametrize("name", list(REGISTRY))
 def test_every_reset_applies_and_learning_goes_on(name):
     agent = make()
-    agent.update(batch(1))
+    agent.learn(batch(1))
     pointers = {n: p.data_ptr() for n, p in agent.q.named_parameters()}
     slot = agent.networks()["q"]
     reset = REGISTRY[name](OPTIONS[name](**NEEDED.get(name, {})))
@@ -79,7 +79,7 @@ def test_every_reset_applies_and_learning_goes_on(name):
     held = {id(p) for group in agent.optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in agent.q.parameters() if p.requires_grad}
     before = {n: p.detach().clone() for n, p in agent.q.named_parameters()}
-    agent.update(batch(3))
+    agent.learn(batch(3))
     for n, p in agent.q.named_parameters():
         assert p.isfinite().all()
         assert torch.equal(p, before[n]) == (not p.requires_grad), n
@@ -88,7 +88,7 @@ def test_every_reset_applies_and_learning_goes_on(name):
 def test_fire_dqn_and_sr_dqn_treat_convolutions_and_linear_layers_differently():
     for name in ("fire_dqn", "sr_dqn"):
         agent = make()
-        agent.update(batch(1))
+        agent.learn(batch(1))
         slot = agent.networks()["q"]
         old = {n: p.detach().clone() for n, p in agent.q.named_parameters()}
         reset_networks({"q": slot}, REGISTRY[name](), batch(2), torch.Generator().manual_seed(3))
@@ -113,7 +113,7 @@ def test_fire_dqn_and_sr_dqn_treat_convolutions_and_linear_layers_differently():
 
 def test_plasticity_injection_doubles_everything_behind_the_convolutions():
     agent = make()
-    agent.update(batch(1))
+    agent.learn(batch(1))
     before = agent.q(batch().obs)
     reset_networks(agent.networks(), REGISTRY["plasticity_injection"](), batch(2), torch.Generator())
     assert isinstance(agent.q.head, InjectedHead)
@@ -123,10 +123,10 @@ def test_plasticity_injection_doubles_everything_behind_the_convolutions():
     assert trained == {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
     heads = [layer.name for layer in agent.networks()["q"].layers() if layer.role == "head"]
     assert heads == ["head.new.fc2"]
-    agent.update(batch(3))
+    agent.learn(batch(3))
     copied = make(seed=1)
     copied.load_state_dict(copy.deepcopy(agent.state_dict()))
-    assert torch.equal(agent.update(batch(4))["loss"], copied.update(batch(4))["loss"])
+    assert torch.equal(agent.learn(batch(4))["loss"], copied.learn(batch(4))["loss"])
     assert torch.equal(agent.q(batch().obs), copied.q(batch().obs))
 
 
@@ -153,10 +153,10 @@ def test_dormant_units_are_counted_over_batch_and_space():
 def test_state_round_trip_continues_bit_for_bit():
     agent, copied = make(target_update_period=2), make(seed=3, target_update_period=2)
     for seed in range(2):
-        agent.update(batch(seed))
+        agent.learn(batch(seed))
     copied.load_state_dict(copy.deepcopy(agent.state_dict()))
     for seed in range(2, 4):
-        assert torch.equal(agent.update(batch(seed))["loss"], copied.update(batch(seed))["loss"])
+        assert torch.equal(agent.learn(batch(seed))["loss"], copied.learn(batch(seed))["loss"])
         assert np.array_equal(agent.act(batch().obs.numpy(), 300), copied.act(batch().obs.numpy(), 300))
     for name, value in agent.q.state_dict().items():
         assert torch.equal(value, copied.q.state_dict()[name])

@@ -85,13 +85,13 @@ def naive(rows, env, position, n_step):
 
 
 def assert_equals_naive(buffer, rows, n_step):
-    kept = rows[len(rows) - buffer.rows_filled :]
-    batch = buffer.gather(torch.arange(len(buffer)))
+    kept = rows[len(rows) - len(buffer.run(0)) // buffer.num_envs :]
+    batch = buffer.run(0).gather(torch.arange(len(buffer.run(0))))
     places = [(position, env) for position in range(len(kept)) for env in range(buffer.num_envs)]
     expected = zip(*(naive(kept, env, position, n_step) for position, env in places), strict=True)
     for got, want in zip(batch, expected, strict=True):
         np.testing.assert_allclose(got.numpy(), np.stack(want), rtol=1e-5, atol=1e-6)
-    assert buffer.check_valid() == (True, "")
+    assert buffer.run(0).check_valid() == (True, "")
 
 
 @pytest.mark.parametrize("n_step", [1, 3, 9])
@@ -104,7 +104,7 @@ def test_every_stack_and_return_equals_the_naive_buffer_at_every_moment(n_step, 
         rows += fill(buffer, env, 1)
         if moment < 12 or moment % 7 == 0:
             assert_equals_naive(buffer, rows, n_step)
-    assert buffer.rows_filled <= 40
+    assert len(buffer.run(0)) <= 40 * num_envs
 
 
 def test_capacity_is_exact_where_episodes_are_long_and_shrinks_where_they_are_short():
@@ -112,11 +112,11 @@ def test_capacity_is_exact_where_episodes_are_long_and_shrinks_where_they_are_sh
     long, short = make(rows, 2), make(rows, 2)
     fill(long, CountingEnv(2, mean_length=1e9), 5 * rows)
     fill(short, CountingEnv(2, mean_length=2), 5 * rows)
-    assert len(long) == 2 * rows
+    assert len(long.run(0)) == 2 * rows
     # Half of the transitions end an episode, whose last frame is one more: 3 frames for 2 transitions.
-    assert 0.6 * 2 * rows < len(short) < 0.8 * 2 * rows
+    assert 0.6 * 2 * rows < len(short.run(0)) < 0.8 * 2 * rows
     for buffer in (long, short):
-        assert buffer.check_valid() == (True, "")
+        assert buffer.run(0).check_valid() == (True, "")
 
 
 def test_atari_sized_million_stays_within_seven_point_two_gigabytes():
@@ -129,18 +129,20 @@ def test_atari_sized_million_stays_within_seven_point_two_gigabytes():
 def test_saved_state_continues_bit_for_bit(num_rows, tmp_path):
     buffer, env = make(25, 2, n_step=3), CountingEnv(2)
     fill(buffer, env, num_rows)
-    path = checkpoint.save(tmp_path, "step", 1, {"replay": buffer.state_dict()}, keep=1)
+    path = checkpoint.save(tmp_path, "step", 1, {"replay": buffer.run(0).state_dict()}, keep=1)
     copied = make(25, 2, n_step=3)
-    copied.load_state_dict(checkpoint.load(path, ["replay"])["replay"])
+    copied.run(0).load_state_dict(checkpoint.load(path, ["replay"])["replay"])
     later = [env.step() for _ in range(30)]
     for step in range(30):
-        everything = torch.arange(len(buffer))
-        assert len(buffer) == len(copied)
-        for one, other in zip(buffer.gather(everything), copied.gather(everything), strict=True):
+        everything = torch.arange(len(buffer.run(0)))
+        assert len(buffer.run(0)) == len(copied.run(0))
+        for one, other in zip(
+            buffer.run(0).gather(everything), copied.run(0).gather(everything), strict=True
+        ):
             assert torch.equal(one, other)
         for b in (buffer, copied):
             b.add(*later[step])
-    one, other = buffer.state_dict(), copied.state_dict()
+    one, other = buffer.run(0).state_dict(), copied.run(0).state_dict()
     assert one.keys() == other.keys()
     for key, value in one.items():
         if isinstance(value, list):
@@ -162,13 +164,13 @@ def test_saved_frames_are_compressed_in_several_pieces_and_come_back_exactly():
         no = np.zeros(1, bool)
         buffer.add(stack, np.zeros(1, int), np.zeros(1, np.float32), no, no, following)
         stack = following
-    state = buffer.state_dict()
+    state = buffer.run(0).state_dict()
     assert len(state["frames"]) == 2
     assert sum(len(piece) for piece in state["frames"]) < 0.05 * 84**2 * (frames_per_piece + 300)
     copied = FrameReplay(2 * frames_per_piece + 500, 1, (4, 84, 84), 18, GAMMA)
-    copied.load_state_dict(copy.deepcopy(state))
-    index = torch.arange(0, len(buffer), 97)
-    assert torch.equal(buffer.gather(index).next_obs, copied.gather(index).next_obs)
+    copied.run(0).load_state_dict(copy.deepcopy(state))
+    index = torch.arange(0, len(buffer.run(0)), 97)
+    assert torch.equal(buffer.run(0).gather(index).next_obs, copied.run(0).gather(index).next_obs)
 
 
 def test_sampling_is_uniform_and_follows_its_generator():
@@ -176,7 +178,7 @@ def test_sampling_is_uniform_and_follows_its_generator():
     fill(buffer, CountingEnv(2, mean_length=1e9), 30)
 
     def draw(seed):
-        return buffer.sample(20_000, torch.Generator().manual_seed(seed))
+        return buffer.run(0).sample(20_000, torch.Generator().manual_seed(seed))
 
     counts = torch.bincount(torch.unique(draw(0).reward, return_inverse=True)[1], minlength=20)
     # Each count is binomial with standard deviation 31; five of them make a failure by chance negligible.
@@ -189,10 +191,10 @@ def test_check_valid_finds_a_broken_chain_and_an_overwritten_frame():
     buffer = make(20, 1)
     fill(buffer, CountingEnv(1, mean_length=1e9), 15)
     buffer._arrays["slot"][7] += 1
-    assert "predecessor" in buffer.check_valid()[1]
+    assert "predecessor" in buffer.run(0).check_valid()[1]
     buffer._arrays["slot"][7] -= 1
     buffer._written += buffer._ring
-    assert "overwritten" in buffer.check_valid()[1]
+    assert "overwritten" in buffer.run(0).check_valid()[1]
 
 
 def test_errors_name_the_value():
@@ -201,10 +203,10 @@ def test_errors_name_the_value():
     row[0] = row[0].astype(np.float32)
     with pytest.raises(ValueError, match=r"obs: expected a row of shape .* uint8, got .* float32"):
         buffer.add(*row)
-    state = make(8, 2).state_dict()
+    state = make(8, 2).run(0).state_dict()
     fill(other := make(8, 2), CountingEnv(2), 3)
     with pytest.raises(ValueError, match="piece of saved frames has 0 bytes, not 75"):
-        other.load_state_dict(state | {"written": torch.tensor([5, 5])})
+        other.run(0).load_state_dict(state | {"written": torch.tensor([5, 5])})
 
 
 @pytest.mark.atari

@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from agents import fused
-from agents.networks import ResidualBlock, frozen
+from agents.networks import ResidualBlock
 
 pytestmark = pytest.mark.skipif(fused._linear is None, reason="this PyTorch has no oneDNN")
-WIDTH, MEMBERS, BATCH = fused.MIN_WIDTH, 2, 24
+WIDTH, CRITICS, BATCH = fused.MIN_WIDTH, 2, 24
 
 
 @pytest.fixture
 def block():
     torch.manual_seed(0)
-    block = ResidualBlock(WIDTH, MEMBERS)
+    block = ResidualBlock(WIDTH, CRITICS)
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.1)
     return block
@@ -24,7 +24,7 @@ def block():
 
 @pytest.fixture
 def x():
-    return torch.randn(MEMBERS, BATCH, WIDTH, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    return torch.randn(CRITICS, BATCH, WIDTH, generator=torch.Generator().manual_seed(1), requires_grad=True)
 
 
 def reference(block: ResidualBlock) -> ResidualBlock:
@@ -53,19 +53,20 @@ def test_values_and_all_gradients_equal_float64(block, x):
     assert operations(block, x) == "_ResidualBlockBackward"
     assert operations(*double) != "_ResidualBlockBackward"
     torch.testing.assert_close(block(x).double(), double[0](double[1]), rtol=1e-4, atol=1e-5)
-    weights = torch.randn(MEMBERS, BATCH, WIDTH)
+    weights = torch.randn(CRITICS, BATCH, WIDTH)
     close(gradients(block, x, weights), gradients(*double, weights))
 
 
 @pytest.mark.parametrize("rows", [(0, BATCH), (7, BATCH - 7), (1, 0), (BATCH, BATCH)])
 def test_frozen_gradient_of_some_samples_only(block, x, rows):
-    weights = torch.zeros(MEMBERS, BATCH, WIDTH)
-    for member, number in enumerate(rows):
-        weights[member, torch.randperm(BATCH)[:number]] = torch.randn(number, WIDTH)
+    weights = torch.zeros(CRITICS, BATCH, WIDTH)
+    for critic, number in enumerate(rows):
+        weights[critic, torch.randperm(BATCH)[:number]] = torch.randn(number, WIDTH)
     double = reference(block)
-    with frozen(block), frozen(double):
-        (actual,) = gradients(block, x, weights)
-        close([actual], gradients(double, x.detach().double().requires_grad_(), weights))
+    for frozen in (block, double):
+        frozen.requires_grad_(False)
+    (actual,) = gradients(block, x, weights)
+    close([actual], gradients(double, x.detach().double().requires_grad_(), weights))
     assert not actual[weights == 0].any()
 
 
@@ -77,8 +78,9 @@ def test_hessian_vector_product_equals_float64(block, x):
     vector = torch.randn_like(x)
     single, double = (block, x), (reference(block), x.detach().double().requires_grad_())
     close(*(product(b, x, vector, [x, b.expand.weight]) for b, x in (single, double)))
-    with frozen(single[0]), frozen(double[0]):
-        close(*(product(b, x, vector, [x]) for b, x in (single, double)))
+    for frozen in (single[0], double[0]):
+        frozen.requires_grad_(False)
+    close(*(product(b, x, vector, [x]) for b, x in (single, double)))
 
 
 def test_vmap_over_agents_equals_one_by_one(block, x):
@@ -108,12 +110,12 @@ def test_hooks_see_the_units_as_before(block, x):
     handle = block.activation.register_forward_hook(lambda module, args, output: seen.append(output))
     watched = block(x)
     handle.remove()
-    assert seen[0].shape == (MEMBERS, BATCH, 4 * WIDTH) and (seen[0] >= 0).all()
+    assert seen[0].shape == (CRITICS, BATCH, 4 * WIDTH) and (seen[0] >= 0).all()
     torch.testing.assert_close(watched, block(x), rtol=1e-5, atol=1e-5)
 
 
 def test_narrow_networks_and_autocast_take_the_layers_one_by_one(x):
-    narrow = ResidualBlock(WIDTH // 2, MEMBERS)
+    narrow = ResidualBlock(WIDTH // 2, CRITICS)
     assert operations(narrow, x[..., : WIDTH // 2]) != "_ResidualBlockBackward"
     with torch.autocast("cpu", torch.bfloat16):
-        assert operations(ResidualBlock(WIDTH, MEMBERS), x) != "_ResidualBlockBackward"
+        assert operations(ResidualBlock(WIDTH, CRITICS), x) != "_ResidualBlockBackward"

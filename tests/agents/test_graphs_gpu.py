@@ -47,7 +47,7 @@ def through(one, other, resets=lambda case, step, batches: None, steps=10):
         assert_close([torch.as_tensor(a) for a in one.actions], [torch.as_tensor(a) for a in other.actions])
         if count := step % 4:
             (batches, losses), (others, logged) = one.learner.learn(count), other.learner.learn(count)
-            assert_close([dict(loss) for loss in losses], [dict(loss) for loss in logged], f"step {step}")
+            assert_close(losses, logged, f"step {step}")
             resets(one, step, batches)
             resets(other, step, others)
     for a, b in zip(one.agents, other.agents, strict=True):
@@ -78,9 +78,9 @@ def test_captured_updates_equal_eager_ones_through_resets(algo, reset, options):
     def resets(case, step, batches):
         slots, tracker = case.agents[0].networks(), strategy.tracker()
         if tracker is not None:
-            tracker.after_update(slots, batches[0], torch.Generator().manual_seed(step))
+            tracker.after_update(slots, batches.run(0), torch.Generator().manual_seed(step))
         elif step == 6:
-            reset_networks(slots, strategy, batches[0], torch.Generator().manual_seed(step))
+            reset_networks(slots, strategy, batches.run(0), torch.Generator().manual_seed(step))
 
     through(*pair(algo), resets)
 
@@ -110,7 +110,7 @@ def test_a_reset_in_place_reaches_the_captured_graph_without_a_new_capture():
     case = Case("sac", counting, device=CUDA)
     case.step()
     case.learner.learn(2)
-    (batch,), _ = case.learner.learn(2)
+    batch = case.learner.learn(2)[0].run(0)
     weights = case.agents[0].critic.parameters
     before = parameters_to_vector(weights()).detach().clone()
     reset_networks(case.agents[0].networks(), REGISTRY["full"](), batch, torch.Generator().manual_seed(0))
@@ -143,7 +143,7 @@ def test_the_gpu_draws_what_the_cpu_draws():
     for case in (cpu, gpu):
         for _ in range(5):
             case.step()
-    for one, other in zip(cpu.learner.learn(3)[0][0], gpu.learner.learn(3)[0][0], strict=True):
+    for one, other in zip(cpu.learner.learn(3)[0], gpu.learner.learn(3)[0], strict=True):
         torch.testing.assert_close(one, other.cpu(), rtol=1e-4, atol=1e-5)
 
 

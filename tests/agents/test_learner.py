@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-import agents
 import agents.learner
-from agents.graphs import Places, StaticInputs, addresses, learning_tensors, left_as_it_was
+import agents.make
+from agents.graphs import Places, StaticInputs, addresses, learning_tensors, rollback
 from configs import loader
 from fire.options import OPTIONS
 from fire.resets.registry import REGISTRY, reset_networks
@@ -41,8 +41,8 @@ def compare(one, other, resets=lambda case, step, batches: None, steps=8):
             assert (a == b).all()
         if count := step % 4:
             (batches, losses), (others, logged) = one.learner.learn(count), other.learner.learn(count)
-            assert_same([dict(loss) for loss in losses], [dict(loss) for loss in logged], f"step {step}")
-            assert_same([b._asdict() for b in batches], [b._asdict() for b in others], f"step {step}")
+            assert_same(losses, logged, f"step {step}")
+            assert_same(batches._asdict(), others._asdict(), f"step {step}")
             resets(one, step, batches)
             resets(other, step, others)
     for a, b in zip(one.agents, other.agents, strict=True):
@@ -63,11 +63,11 @@ def test_blocks_equal_single_updates_through_every_reset(algo, reset, options):
         slots = case.agents[0].networks()
         tracker = strategy.tracker()
         if tracker is not None:
-            tracker.after_update(slots, batches[0], torch.Generator().manual_seed(step))
+            tracker.after_update(slots, batches.run(0), torch.Generator().manual_seed(step))
         elif step == 6:
             recorded.append(capture.count)
             before = addresses(learning_tensors(case.agents))
-            reset_networks(slots, strategy, batches[0], torch.Generator().manual_seed(step))
+            reset_networks(slots, strategy, batches.run(0), torch.Generator().manual_seed(step))
             moved = addresses(learning_tensors(case.agents)) != before
             assert moved == (reset + "-rebuild" * (options == {"optimizer": "rebuild"}) in MOVES_STORAGE)
             case.learner.learn(1)  # from here on all patterns of DQN's target copies are new ones
@@ -81,7 +81,7 @@ def test_blocks_of_several_agents_equal_single_updates(algo):
 
     def resets(case, step, batches):
         if step == 6:
-            reset_networks(case.agents[1].networks(), strategy, batches[1], torch.Generator())
+            reset_networks(case.agents[1].networks(), strategy, batches.run(1), torch.Generator())
 
     compare(Case(algo, None, count=2), Case(algo, recorded, count=2), resets, steps=8)
 
@@ -97,7 +97,7 @@ def test_recorded_acting_equals_acting():
 
         def resets(case, step, batches, reset=reset):
             if step == 2:
-                reset_networks(case.agents[0].networks(), reset, batches[0], torch.Generator())
+                reset_networks(case.agents[0].networks(), reset, batches.run(0), torch.Generator())
 
         compare(one, other, resets, steps=6)
         obs = one._fresh()[:1]  # another number of environments, as in evaluations
@@ -115,12 +115,12 @@ def test_a_block_is_recorded_once_for_each_pattern_and_again_where_tensors_moved
         2,
         3,
     ] * 6:  # the target is copied every 5 updates: at either end of a block, or nowhere
-        seen.add((count, case.agents[0].target_copies(count)))
+        seen.add((count, case.agents[0].update_pattern(count)))
         case.learner.learn(count)
     assert capture.count == len(seen) == 2
     case.learner.learn(1)
     for count in [2, 3] * 3:
-        seen.add((count, case.agents[0].target_copies(count)))
+        seen.add((count, case.agents[0].update_pattern(count)))
         case.learner.learn(count)
     assert capture.count == len(seen) + 1 > 3
     agent, recorded = case.agents[0], capture.count
@@ -130,11 +130,11 @@ def test_a_block_is_recorded_once_for_each_pattern_and_again_where_tensors_moved
     assert capture.count in (recorded + 1, recorded + 2)
 
 
-def test_target_copies_are_the_updates_after_which_the_target_is_copied():
+def test_update_pattern_are_the_updates_after_which_the_target_is_copied():
     case = Case("dqn", None)
     case.step()
     agent = case.agents[0]
-    expected = agent.target_copies(12)
+    expected = agent.update_pattern(12)
     copies = []
     for update in range(12):
         case.learner.learn(1)
@@ -143,7 +143,7 @@ def test_target_copies_are_the_updates_after_which_the_target_is_copied():
         ):
             copies.append(update)
     assert expected == tuple(copies) == (4, 9)
-    assert Case("sac", None).agents[0].target_copies(12) == ()
+    assert Case("sac", None).agents[0].update_pattern(12) == ()
 
 
 def test_updates_on_trial_leave_no_trace():
@@ -152,10 +152,10 @@ def test_updates_on_trial_leave_no_trace():
         case.step()
         before = copy.deepcopy(case.agents[0].state_dict())
         noise = case.agents[0].draw(8)  # the draw itself is not undone
-        batch = case.replays[0].gather(torch.arange(2).repeat(4))
+        batch = case.replay.run(0).gather(torch.arange(2).repeat(4))
         before["noise"] = case.agents[0].state_dict().get("noise")
-        with left_as_it_was(case.agents):
-            case.agents[0].update(batch, noise)
+        with rollback(case.agents):
+            case.agents[0].learn(batch, noise)
             assert case.agents[0].update_step == 1
         after = case.agents[0].state_dict()
         for name in case.agents[0].optimizers:
@@ -168,13 +168,13 @@ def test_updates_on_trial_leave_no_trace():
 
 
 @pytest.mark.parametrize("algo", ["sac", "dqn"])
-def test_places_hold_until_something_moves(algo):
+def test_places_are_unmoved_until_something_moves(algo):
     case = Case(algo, None)
     agent, slots = case.agents[0], case.agents[0].networks()
     case.step()
     case.learner.learn(1)
     saved = copy.deepcopy(agent.state_dict())
-    batch = case.replays[0].gather(torch.arange(2).repeat(4))
+    batch = case.replay.run(0).gather(torch.arange(2).repeat(4))
     moves = {
         "an update": (lambda: case.learner.learn(1), True),
         "zeroed moments": (lambda: [slot.zero_optimizer_state() for slot in slots.values()], True),
@@ -186,11 +186,11 @@ def test_places_hold_until_something_moves(algo):
             False,
         ),
     }
-    for name, (move, holds) in moves.items():
+    for name, (move, unmoved) in moves.items():
         places = Places(case.agents)
-        assert places.hold(), name
+        assert places.unmoved(), name
         move()
-        assert places.hold() == holds, name
+        assert places.unmoved() == unmoved, name
 
 
 def test_static_inputs_keep_their_place_and_take_every_value():
@@ -210,11 +210,9 @@ def test_gather_takes_the_rings_position_as_tensors(algo):
     case = Case(algo, None)
     for _ in range(17):
         case.step()
-        replay = case.replays[0]
-        index = torch.arange(len(replay))
-        for one, other in zip(
-            replay.gather(index), replay.gather(index, torch.tensor(replay.span)), strict=True
-        ):
+        replay = case.replay
+        index = torch.arange(len(replay.run(0))).unsqueeze(0)
+        for one, other in zip(replay.gather(index), replay.gather(index, replay.span.clone()), strict=True):
             assert torch.equal(one, other)
 
 
@@ -224,7 +222,7 @@ def test_a_run_of_recorded_blocks_equals_the_run_and_resumes(algo, tmp_path, mon
     lagless = [*SHORT.split(), "--act-lag", "0"]
     config, _ = loader.load([*ARGS[algo].split(), *lagless])
     loop.train(config, tmp_path / "eager")
-    for module in (agents, agents.learner):
+    for module in (agents.make, agents.learner):
         monkeypatch.setattr(module, "pick_capture", lambda config, device: recorded)
     run_interrupted(tmp_path / "static", algo, 100, monkeypatch, *lagless)
     assert_same(newest(tmp_path / "static"), newest(tmp_path / "eager"))

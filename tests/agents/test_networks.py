@@ -19,7 +19,6 @@ from agents.networks import (
     SimbaCritic,
     SimbaEncoder,
     build_seeded,
-    frozen,
 )
 
 
@@ -79,16 +78,6 @@ def test_ensemble_linear_has_autograds_first_and_second_derivatives():
     assert torch.autograd.gradcheck(call, inputs) and torch.autograd.gradgradcheck(call, inputs)
     layer(x).sum().backward()
     assert layer.weight.grad.is_contiguous()
-
-
-def test_frozen_lets_gradients_pass_and_gives_the_flags_back():
-    layer = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    layer[1].bias.requires_grad_(False)
-    x = torch.randn(5, 3, requires_grad=True)
-    with frozen(layer):
-        layer(x).sum().backward()
-    assert x.grad is not None and all(p.grad is None for p in layer.parameters())
-    assert [p.requires_grad for p in layer.parameters()] == [True, True, True, False]
 
 
 def test_simba_critic_equals_the_formula_written_out():

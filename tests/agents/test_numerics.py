@@ -9,7 +9,7 @@ from agents.dqn import DQN
 from agents.numerics import Numerics, set_products
 from agents.replay import Batch
 from agents.sac import SAC
-from agents.stack import DQNPopulation, SACPopulation
+from agents.stack import Stack
 from configs.errors import ConfigError
 from configs.schema import DQNConfig, SACConfig
 
@@ -43,7 +43,7 @@ def batch(algo, seed=0):
 
 def gradients(made):
     """Losses and gradients of one update, by network."""
-    losses = made.update(batch("sac" if isinstance(made, SAC) else "pixels" if made._is_pixels else "dqn"))
+    losses = made.learn(batch("sac" if isinstance(made, SAC) else "pixels" if made._is_pixels else "dqn"))
     modules = [getattr(made, name) for name in made.optimizers.values()]
     grads = [torch.cat([p.grad.flatten() for p in module.parameters()]) for module in modules]
     assert all(grad.dtype == torch.float32 for grad in grads)
@@ -72,7 +72,7 @@ def test_bf16_losses_and_gradients_are_float32_ones_but_for_rounding(algo):
 def test_bf16_leaves_parameters_optimizers_and_acting_in_float32(algo):
     one, other = agent(algo, BF16), agent(algo, Numerics())
     for seed in range(3):
-        one.update(batch(algo, seed))
+        one.learn(batch(algo, seed))
     other.load_state_dict(one.state_dict())
     modules = [getattr(one, name) for name in one.modules]
     learned = [p for module in modules for p in module.parameters()]
@@ -89,13 +89,15 @@ def test_bf16_leaves_parameters_optimizers_and_acting_in_float32(algo):
 
 @pytest.mark.parametrize("algo", ["sac", "dqn"])
 def test_bf16_agents_trained_together_equal_single_ones(algo):
-    alone, members = ([agent(algo, BF16, seed) for seed in range(2)] for _ in range(2))
-    population = (SACPopulation if algo == "sac" else DQNPopulation)(members)
+    alone, stacked = ([agent(algo, BF16, seed) for seed in range(2)] for _ in range(2))
+    stack = Stack(stacked)
     batches = [batch(algo, seed) for seed in range(2)]
-    logged = population.update(batches)
-    for one, data, losses in zip(alone, batches, logged, strict=True):
-        for name, value in one.update(data).items():
-            torch.testing.assert_close(losses[name], value, rtol=8 * ROUNDING, atol=8 * ROUNDING)
+    losses = stack.update(
+        Batch(*map(torch.stack, zip(*batches, strict=True))), stack.draw(len(batches[0].reward))
+    )
+    for k, one in enumerate(alone):
+        for name, value in one.learn(batches[k]).items():
+            torch.testing.assert_close(losses[name][k], value, rtol=8 * ROUNDING, atol=8 * ROUNDING)
 
 
 def test_output_layers_are_computed_in_float32():

@@ -51,14 +51,14 @@ def test_every_transition_equals_the_naive_buffer(n_step, num_rows):
     columns = fill(buffer, num_rows, num_envs)
     kept = min(num_rows, capacity_rows)
     columns = [column[-kept:] for column in columns]
-    assert len(buffer) == kept * num_envs
-    batch = buffer.gather(torch.arange(len(buffer)))
-    for index in range(len(buffer)):
+    assert len(buffer.run(0)) == kept * num_envs
+    batch = buffer.run(0).gather(torch.arange(len(buffer.run(0))))
+    for index in range(len(buffer.run(0))):
         position, env = divmod(index, num_envs)
         expected = naive(columns, env, position, n_step)
         for got, want in zip(batch, expected, strict=True):
             np.testing.assert_allclose(got[index].numpy(), want, rtol=1e-5, atol=1e-6)
-    assert buffer.check_valid() == (True, "")
+    assert buffer.run(0).check_valid() == (True, "")
 
 
 def test_truncation_bootstraps_from_the_true_last_observation_and_termination_does_not():
@@ -77,7 +77,7 @@ def test_truncation_bootstraps_from_the_true_last_observation_and_termination_do
             np.array([truncated]),
             np.array([[next_obs]], np.float32),
         )
-    batch = buffer.gather(torch.tensor([0, 1, 2]))
+    batch = buffer.run(0).gather(torch.tensor([0, 1, 2]))
     assert batch.next_obs[0].item() == 5.0
     torch.testing.assert_close(batch.discount, torch.tensor([GAMMA, 0.0, GAMMA]))
     assert batch.action.dtype == torch.int64
@@ -88,7 +88,7 @@ def test_sampling_is_uniform_and_follows_its_generator():
     fill(buffer, 10, 1)
 
     def draw(seed):
-        return buffer.sample(20_000, torch.Generator().manual_seed(seed)).reward
+        return buffer.run(0).sample(20_000, torch.Generator().manual_seed(seed)).reward
 
     counts = torch.bincount(torch.unique(draw(0), return_inverse=True)[1], minlength=10)
     # Each count is binomial with standard deviation 42; five of them make a failure by chance negligible.
@@ -101,11 +101,11 @@ def test_state_round_trip_and_later_writes_agree():
     buffer = ReplayBuffer(12, 2, (3,), (2,), False, GAMMA, n_step=2)
     fill(buffer, 9, 2)
     copy = ReplayBuffer(12, 2, (3,), (2,), False, GAMMA, n_step=2)
-    copy.load_state_dict(buffer.state_dict())
+    copy.run(0).load_state_dict(buffer.run(0).state_dict())
     for b in (buffer, copy):
         fill(b, 2, 2, seed=1)
-    everything = torch.arange(len(buffer))
-    for one, other in zip(buffer.gather(everything), copy.gather(everything), strict=True):
+    everything = torch.arange(len(buffer.run(0)))
+    for one, other in zip(buffer.run(0).gather(everything), copy.run(0).gather(everything), strict=True):
         assert torch.equal(one, other)
 
 
@@ -113,7 +113,7 @@ def test_check_valid_finds_a_broken_chain():
     buffer = ReplayBuffer(8, 1, (3,), (2,), False, GAMMA)
     fill(buffer, 6, 1, seed=3)
     buffer._arrays["obs"][4] += 1.0
-    valid, reason = buffer.check_valid()
+    valid, reason = buffer.run(0).check_valid()
     assert not valid and "next_obs" in reason
 
 
@@ -124,10 +124,10 @@ def test_errors_name_the_value():
         ReplayBuffer(3, 1, (1,), (), True, GAMMA, n_step=0)
     buffer = ReplayBuffer(8, 1, (3,), (2,), False, GAMMA)
     with pytest.raises(ValueError, match="empty"):
-        buffer.sample(1, torch.Generator())
+        buffer.run(0).sample(1, torch.Generator())
     fill(buffer, 6, 1)
     with pytest.raises(ValueError, match="does not fit"):
-        ReplayBuffer(4, 1, (3,), (2,), False, GAMMA).load_state_dict(buffer.state_dict())
+        ReplayBuffer(4, 1, (3,), (2,), False, GAMMA).run(0).load_state_dict(buffer.run(0).state_dict())
 
 
 def test_bytes_needed_are_those_reserved():

@@ -49,7 +49,7 @@ def test_one_update_equals_the_algorithm_written_out():
     alpha_optimizer = torch.optim.AdamW([log_alpha], weight_decay=0.0, **adamw)
     # The agent's own noise, drawn in the order in which its losses need it.
     noise = torch.Generator()
-    noise.set_state(agent._noise.get_state())
+    noise.set_state(agent.generators["noise"].get_state())
 
     def policy(obs):
         mean, log_std = actor(obs)
@@ -76,7 +76,7 @@ def test_one_update_equals_the_algorithm_written_out():
     ((q1 - y) ** 2 + (q2 - y) ** 2).mean().backward()
     critic_optimizer.step()
 
-    agent.update(data)
+    agent.learn(data)
     torch.testing.assert_close(agent.temperature.log_alpha, log_alpha)
     for mine, reference in ((agent.actor, actor), (agent.critic, critic)):
         for name, value in reference.state_dict().items():
@@ -129,7 +129,7 @@ def test_updates_equal_two_separate_critics_with_autograds_own_gradients():
     alpha_optimizer = torch.optim.AdamW([log_alpha], weight_decay=0.0, **plain)
     critic_optimizers = [torch.optim.AdamW(q.parameters(), **plain) for q in critics]
     noise = torch.Generator()
-    noise.set_state(agent._noise.get_state())
+    noise.set_state(agent.generators["noise"].get_state())
 
     def low(models, obs, action):
         inputs = torch.cat([actor.normalizer(obs), action], 1)
@@ -165,7 +165,7 @@ def test_updates_equal_two_separate_critics_with_autograds_own_gradients():
             for critic, target in zip(critics, targets, strict=True):
                 for online, slow in zip(critic.parameters(), target.parameters(), strict=True):
                     slow.mul_(1 - 0.005).add_(online, alpha=0.005)
-        agent.update(data)
+        agent.learn(data)
 
     torch.testing.assert_close(agent.temperature.log_alpha, log_alpha)
     for mine, reference in zip(agent.actor.parameters(), actor.parameters(), strict=True):
@@ -200,7 +200,7 @@ def test_twin_critics_and_actor_start_from_different_draws():
 def test_initial_networks_are_the_runs_first_weights_even_after_training():
     agent = make()
     first = {name: copy.deepcopy(slot.module.state_dict()) for name, slot in agent.networks().items()}
-    agent.update(batch())
+    agent.learn(batch())
     for name, slot in agent.networks().items():
         for key, value in slot.initial().named_parameters():
             assert torch.equal(value, first[name][key])
@@ -222,7 +222,7 @@ def test_acting_is_in_bounds_explores_and_leaves_statistics_alone():
 
 def test_probe_losses_are_deterministic_and_touch_nothing():
     agent, data = make(), batch()
-    agent.update(data)
+    agent.learn(data)
     before = copy.deepcopy(agent.state_dict())
     for slot in agent.networks().values():
         assert torch.equal(slot.loss(data), slot.loss(data))
@@ -236,7 +236,7 @@ def test_probe_losses_are_deterministic_and_touch_nothing():
 def test_reset_temperature_restores_value_and_optimizer():
     agent = make()
     for _ in range(3):
-        agent.update(batch())
+        agent.learn(batch())
     assert agent.temperature.log_alpha.item() != pytest.approx(math.log(0.01), abs=1e-6)
     agent.reset_temperature()
     assert agent.temperature.log_alpha.item() == pytest.approx(math.log(0.01))
@@ -257,11 +257,11 @@ def test_reset_normalizer_forgets_observations_in_place():
 def test_state_round_trip_continues_bit_for_bit():
     agent, copied = make(), make(seed=7)
     for seed in range(3):
-        agent.update(batch(seed))
+        agent.learn(batch(seed))
     copied.load_state_dict(copy.deepcopy(agent.state_dict()))
     obs = np.ones((2, OBS), np.float32)
     for seed in range(3, 6):
-        one, two = agent.update(batch(seed)), copied.update(batch(seed))
+        one, two = agent.learn(batch(seed)), copied.learn(batch(seed))
         assert all(torch.equal(one[key], two[key]) for key in one)
         assert np.array_equal(agent.act(obs, 0), copied.act(obs, 0))
     assert copied.update_step == 6

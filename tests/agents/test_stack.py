@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from agents import fused
 from agents.dqn import DQN
+from agents.learner import run_losses
 from agents.replay import Batch
 from agents.sac import SAC
-from agents.stack import Together
+from agents.stack import Stack
+from agents.tracing import trace
 from configs.schema import DQNConfig, SACConfig
 from fire.options import OPTIONS
 from fire.resets.registry import REGISTRY, reset_networks
@@ -41,6 +44,14 @@ def batch(algo, seed):
     return Batch(obs, action, torch.randn(BATCH, generator=g), torch.full((BATCH,), 0.99), next_obs)
 
 
+def update(stack, batches):
+    """One update of every agent; returns each one's losses."""
+    losses = stack.update(
+        Batch(*map(torch.stack, zip(*batches, strict=True))), stack.draw(len(batches[0].reward))
+    )
+    return [run_losses(losses, k) for k in range(len(batches))]
+
+
 def assert_close(one, other, where=""):
     """Nested states equal within the rounding of another summation order."""
     if isinstance(one, dict):
@@ -62,99 +73,99 @@ RESETS += [("full", {"optimizer": "rebuild"}), ("fire", {"optimizer": "keep", "t
 
 @pytest.mark.parametrize(("reset", "options"), RESETS)
 @pytest.mark.parametrize("algo", ALGOS)
-def test_each_member_equals_its_single_run_across_a_reset(algo, reset, options):
-    singles, members = ([agent(algo, seed) for seed in range(3)] for _ in range(2))
-    population = Together(members)
+def test_each_agent_equals_its_single_run_across_a_reset(algo, reset, options):
+    singles, stacked = ([agent(algo, seed) for seed in range(3)] for _ in range(2))
+    stack = Stack(stacked)
     strategy = REGISTRY[reset](OPTIONS[reset](**options))
     trackers = [[strategy.tracker() for _ in range(3)] for _ in range(2)]
     for step in range(8):
         batches = [batch(algo, 10 * step + index) for index in range(3)]
-        expected = [one.update(data) for one, data in zip(singles, batches, strict=True)]
-        logged = population.update(batches)
+        expected = [one.learn(data) for one, data in zip(singles, batches, strict=True)]
+        logged = update(stack, batches)
         for index in range(3):
             assert_close(logged[index], expected[index], f"step {step} losses")
-            for group, tracker in zip((singles, members), trackers, strict=True):
+            for group, tracker in zip((singles, stacked), trackers, strict=True):
                 slots, g = group[index].networks(), torch.Generator().manual_seed(step)
                 if tracker[index] is not None:
                     tracker[index].after_update(slots, batches[index], g)
-                elif step == 4 and index != 1:  # one member is left out: resets are each agent's own affair
+                elif step == 4 and index != 1:  # one agent is left out: resets are each agent's own affair
                     reset_networks(slots, strategy, batches[index], g)
-    for single, member in zip(singles, members, strict=True):
-        assert_close(member.state_dict(), single.state_dict())
+    for single, other in zip(singles, stacked, strict=True):
+        assert_close(other.state_dict(), single.state_dict())
 
 
 @pytest.mark.parametrize("algo", ALGOS)
-def test_members_learn_differently_and_their_parameters_keep_one_storage(algo):
-    members = [agent(algo, seed) for seed in range(2)]
-    population = Together(members)
-    (name, _), *_ = members[0].networks().items()
-    parameters = [next(iter(m.networks()[name].module.parameters())) for m in members]
+def test_agents_learn_differently_and_their_parameters_keep_one_storage(algo):
+    stacked = [agent(algo, seed) for seed in range(2)]
+    stack = Stack(stacked)
+    (name, _), *_ = stacked[0].networks().items()
+    parameters = [next(iter(m.networks()[name].module.parameters())) for m in stacked]
     storage = {p.untyped_storage().data_ptr() for p in parameters}
     assert len(storage) == 1
     before = [p.detach().clone() for p in parameters]
-    population.update([batch(algo, 0), batch(algo, 1)])
+    update(stack, [batch(algo, 0), batch(algo, 1)])
     assert {p.untyped_storage().data_ptr() for p in parameters} == storage
     moved = [p.detach() - b for p, b in zip(parameters, before, strict=True)]
     assert all(m.any() for m in moved) and not torch.equal(*moved)
 
 
 @pytest.mark.parametrize("algo", ALGOS)
-def test_a_saved_member_goes_on_alone(algo):
-    members = [agent(algo, seed) for seed in range(2)]
-    population = Together(members)
+def test_a_saved_agent_goes_on_alone(algo):
+    stacked = [agent(algo, seed) for seed in range(2)]
+    stack = Stack(stacked)
     for step in range(3):
-        population.update([batch(algo, step), batch(algo, step + 10)])
+        update(stack, [batch(algo, step), batch(algo, step + 10)])
     alone = agent(algo, 5)
-    alone.load_state_dict(copy.deepcopy(members[1].state_dict()))
-    logged = population.update([batch(algo, 20), batch(algo, 21)])
-    assert_close(alone.update(batch(algo, 21)), logged[1])
-    assert_close(alone.state_dict(), members[1].state_dict())
+    alone.load_state_dict(copy.deepcopy(stacked[1].state_dict()))
+    logged = update(stack, [batch(algo, 20), batch(algo, 21)])
+    assert_close(alone.learn(batch(algo, 21)), logged[1])
+    assert_close(alone.state_dict(), stacked[1].state_dict())
 
 
 @pytest.mark.parametrize("algo", ALGOS)
-def test_members_may_have_learned_before_they_are_joined(algo):
-    singles, members = ([agent(algo, seed) for seed in range(2)] for _ in range(2))
+def test_agents_may_have_learned_before_they_are_stacked(algo):
+    singles, stacked = ([agent(algo, seed) for seed in range(2)] for _ in range(2))
     for step in range(2):
-        for one in (*singles, *members):
-            one.update(batch(algo, step))
-    population = Together(members)
+        for one in (*singles, *stacked):
+            one.learn(batch(algo, step))
+    stack = Stack(stacked)
     data = [batch(algo, 7), batch(algo, 8)]
     for one, each in zip(singles, data, strict=True):
-        one.update(each)
-    population.update(data)
-    for single, member in zip(singles, members, strict=True):
-        assert_close(member.state_dict(), single.state_dict())
+        one.learn(each)
+    update(stack, data)
+    for single, other in zip(singles, stacked, strict=True):
+        assert_close(other.state_dict(), single.state_dict())
 
 
 @pytest.mark.parametrize("option", ["l2_init", "parseval"])
 @pytest.mark.parametrize("algo", ALGOS)
-def test_regularizers_pull_each_member_by_its_own_weights(algo, option):
-    singles, members = ([agent(algo, seed, **{option: 0.1}) for seed in range(2)] for _ in range(2))
-    population = Together(members)
+def test_regularizers_pull_each_agent_by_its_own_weights(algo, option):
+    singles, stacked = ([agent(algo, seed, **{option: 0.1}) for seed in range(2)] for _ in range(2))
+    stack = Stack(stacked)
     for step in range(4):
         data = [batch(algo, step), batch(algo, step + 10)]
-        expected = [one.update(each) for one, each in zip(singles, data, strict=True)]
-        for one, other in zip(population.update(data), expected, strict=True):
+        expected = [one.learn(each) for one, each in zip(singles, data, strict=True)]
+        for one, other in zip(update(stack, data), expected, strict=True):
             assert_close(one, other)
-    for single, member in zip(singles, members, strict=True):
-        assert_close(member.state_dict(), single.state_dict())
+    for single, other in zip(singles, stacked, strict=True):
+        assert_close(other.state_dict(), single.state_dict())
 
 
 @pytest.mark.parametrize("algo", ALGOS)
-def test_members_are_stacked_again_after_their_structure_changed(algo):
-    members = [agent(algo, seed) for seed in range(3)]
-    population = Together(members)
+def test_agents_are_stacked_again_after_their_structure_changed(algo):
+    stacked = [agent(algo, seed) for seed in range(3)]
+    stack = Stack(stacked)
 
     def storages():
-        first = [next(iter(m.networks().values())).module for m in members]
+        first = [next(iter(m.networks().values())).module for m in stacked]
         return [{p.untyped_storage().data_ptr() for p in module.parameters()} for module in first]
 
     def inject(index):
         generator = torch.Generator().manual_seed(index)
         reset_networks(
-            members[index].networks(), REGISTRY["plasticity_injection"](), batch(algo, 0), generator
+            stacked[index].networks(), REGISTRY["plasticity_injection"](), batch(algo, 0), generator
         )
-        population.update([batch(algo, seed) for seed in range(3)])
+        update(stack, [batch(algo, seed) for seed in range(3)])
 
     inject(0)
     assert not storages()[0] & storages()[1] and storages()[1] == storages()[2]
@@ -162,6 +173,74 @@ def test_members_are_stacked_again_after_their_structure_changed(algo):
     assert storages()[0] == storages()[2] and not storages()[0] & storages()[1]
     inject(1)
     assert storages()[0] == storages()[1] == storages()[2]
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_acting_and_observing_at_once_equal_each_agents_own(algo):
+    singles, stacked = ([agent(algo, seed) for seed in range(3)] for _ in range(2))
+    stack, rng = Stack(stacked), np.random.default_rng(0)
+    for step in range(4):
+        obs = rng.normal(size=(3, 7, OBS)).astype(np.float32)
+        stack.observe(obs)
+        actions = stack.act(obs, 5 * step)
+        for k, one in enumerate(singles):
+            one.observe(obs[k])
+            expected = one.act(obs[k], 5 * step)
+            assert actions.dtype == expected.dtype
+            np.testing.assert_allclose(actions[k], expected, rtol=1e-5, atol=1e-6)
+            if algo == "sac":
+                for a, b in zip(one.normalizer.buffers(), stacked[k].normalizer.buffers(), strict=True):
+                    assert torch.equal(a, b)
+        if step == 1:  # the next actions are those of the new structure
+            for agents in (singles, stacked):
+                g = torch.Generator().manual_seed(1)
+                reset_networks(agents[2].networks(), REGISTRY["plasticity_injection"](), batch(algo, 0), g)
+            for one, data in zip(singles, batches := [batch(algo, k) for k in range(3)], strict=True):
+                one.learn(data)
+            update(stack, batches)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_a_stack_of_one_is_the_agent(algo):
+    one, other = agent(algo, 0), agent(algo, 0)
+    stack, obs = Stack([other]), np.random.default_rng(0).normal(size=(7, OBS)).astype(np.float32)
+    for step in range(3):
+        one.observe(obs)
+        stack.observe(obs[None])
+        assert np.array_equal(stack.act(obs[None], step)[0], one.act(obs, step))
+        assert update(stack, [batch(algo, step)]) == [one.learn(batch(algo, step))]
+    for a, b in zip(
+        *(next(iter(m.networks().values())).module.parameters() for m in (one, other)), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+def test_networks_wide_enough_for_the_fused_block_equal_their_single_runs():
+    options = {"critic_width": fused.MIN_WIDTH, "actor_width": 16}
+    singles, stacked = ([agent("sac", seed, **options) for seed in range(2)] for _ in range(2))
+    stack = Stack(stacked)
+    for step in range(3):
+        data = [batch("sac", step), batch("sac", step + 10)]
+        expected = [one.learn(each) for one, each in zip(singles, data, strict=True)]
+        assert_close(update(stack, data), expected)
+    for single, other in zip(singles, stacked, strict=True):
+        for name in ("actor_optimizer", "critic_optimizer"):  # with averages of the gradients
+            moments = (getattr(one, name).state_dict()["state"] for one in (other, single))
+            assert_close(*(list(state.values()) for state in moments))
+
+
+def test_tracing_keeps_values_and_leaves_alone_what_depends_on_them():
+    def choose(x):
+        return [x.exp() * 1 if x.sum() > 0 else x]
+
+    def compute(x):
+        return [x.exp().view(2, 3).mul_(2), x.new_ones(2)]
+
+    x = torch.randn(2, 3)
+    assert trace(choose, [x]) is choose
+    assert trace(compute, [x]) is not compute
+    for one, other in zip(trace(compute, [x])(x + 1), compute(x + 1), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_networks_for_frames_equal_their_single_runs_exactly():
@@ -177,12 +256,12 @@ def test_networks_for_frames_equal_their_single_runs_exactly():
             stack[:, :4], torch.tensor([0, 2]), torch.randn(2, generator=g), torch.ones(2), stack[:, 1:]
         )
 
-    singles, members = ([make(seed) for seed in range(2)] for _ in range(2))
-    population = Together(members)
+    singles, stacked = ([make(seed) for seed in range(2)] for _ in range(2))
+    stack = Stack(stacked)
     for step in range(3):
         data = [frames(step), frames(step + 10)]
-        expected = [one.update(each) for one, each in zip(singles, data, strict=True)]
-        assert population.update(data) == expected
-    for single, member in zip(singles, members, strict=True):
-        for one, other in zip(single.q.parameters(), member.q.parameters(), strict=True):
-            assert torch.equal(one, other)
+        expected = [one.learn(each) for one, each in zip(singles, data, strict=True)]
+        assert update(stack, data) == expected
+    for single, other in zip(singles, stacked, strict=True):
+        for a, b in zip(single.q.parameters(), other.q.parameters(), strict=True):
+            assert torch.equal(a, b)

@@ -29,6 +29,6 @@ def test_the_published_learner_makes_the_same_update(monkeypatch):
     published.update()
     batch = ours.replay.gather(torch.as_tensor(rows * NUM_ENVS + envs))
     assert isinstance(batch, Batch)
-    ours.agent.update(batch)
+    ours.agent.learn(batch)
     for mine, theirs in zip(ours.agent.q.parameters(), weights, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)

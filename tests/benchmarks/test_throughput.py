@@ -17,7 +17,7 @@ def test_flops_are_those_that_an_update_performs():
     config = SACConfig(actor_width=96, critic_width=160)
     agent = SAC(config, rivals.OBS, rivals.ACTION, 500, 0, torch.device("cpu"))
     with FlopCounterMode(display=False) as counter:
-        agent.update(rivals.make_batch(0))
+        agent.learn(rivals.make_batch(0))
     # The count leaves out that nobody needs the gradients of the critics' first inputs in the critics' own loss.
     assert counter.get_total_flops() == pytest.approx(flops(config), rel=0.03)
 
@@ -45,7 +45,7 @@ def test_leanrls_body_is_compiled_and_recorded_and_its_losses_do_not_wait_for_th
 def test_traffic_counts_every_array_of_the_optimizers_and_the_target():
     config = SACConfig(actor_width=8, critic_width=16)
     agent = SAC(config, rivals.OBS, rivals.ACTION, 500, 0, torch.device("cpu"))
-    agent.update(rivals.make_batch(0))
+    agent.learn(rivals.make_batch(0))
 
     def size(tensors):
         return sum(t.nbytes for t in tensors if t.dim())

@@ -336,7 +336,7 @@ def test_temperature_is_reset_only_when_asked(tmp_path):
     logs = {}
     for choice in ("keep", "reset"):
         run(tmp_path / choice, "sac", "--reset.temperature", choice, *falling)
-        logs[choice] = newest(tmp_path / choice)["agent"]["log_alpha"].item() - math.log(0.01)
+        logs[choice] = newest(tmp_path / choice)["agent"]["temperature"]["log_alpha"].item() - math.log(0.01)
     assert logs["keep"] < -1.0
     # Two updates have followed the reset; with fresh moments each moves by the step size.
     assert logs["reset"] == pytest.approx(-0.2, abs=0.02)

@@ -76,32 +76,30 @@ def test_measuring_more_often_does_not_change_the_training(finished, tmp_path):
     assert games[0] == ("random_policy", "1") and set(games[1:]) == {("periodic", "3")}
 
 
-def paper_replay(*flags, device="cpu", to_come=0):
+def paper_replay(*flags, device="cpu", num_runs=1):
     config, _ = loader.load(["--algo", "dqn", "--env", "Asterix", "--preset", "paper", *flags])
     env = make_evaluation_env(config, 1)
     spaces = (env.observation_space, env.action_space)
     env.close()
-    return agents.make_replay(config, *spaces, 0.99, torch.device(device), to_come)
+    return agents.make_replay(config, *spaces, 0.99, torch.device(device), num_runs)
 
 
 def test_a_million_transitions_are_announced_before_they_take_memory(capsys, monkeypatch):
-    monkeypatch.setattr(agents, "available_memory", lambda device: 8 * 10**9)
+    monkeypatch.setattr(agents.make, "available_memory", lambda device: 8 * 10**9)
     replay = paper_replay()
     assert replay.nbytes <= 7.2e9
     assert "1,000,000 transitions will take 7.19 GB on cpu; 8.0 GB are available" in capsys.readouterr().out
 
 
 def test_the_buffers_of_all_runs_of_a_program_are_counted(capsys, monkeypatch):
-    monkeypatch.setattr(agents, "available_memory", lambda device: 15 * 10**9)
-    paper_replay("--num-agents", "2", to_come=1)
+    monkeypatch.setattr(agents.make, "available_memory", lambda device: 15 * 10**9)
+    paper_replay(num_runs=2)
     assert "2 x 1,000,000 transitions will take 14.38 GB on cpu" in capsys.readouterr().out
-    paper_replay("--num-agents", "2", to_come=0)
-    assert not capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"3 x 1,000,000 transitions need 21\.57 GB .* each would fit"):
-        paper_replay("--num-agents", "3", to_come=2)
+        paper_replay(num_runs=3)
 
 
 def test_a_buffer_beyond_the_available_memory_is_refused(monkeypatch):
-    monkeypatch.setattr(agents, "available_memory", lambda device: 3 * 10**9)
+    monkeypatch.setattr(agents.make, "available_memory", lambda device: 3 * 10**9)
     with pytest.raises(ConfigError, match=r"1,000,000 transitions need 7\.19 GB .* 3\.00 GB are available"):
         paper_replay()
