@@ -1,6 +1,6 @@
 # make train   train the main job (ALGO, ENV, RESET, PRESET and ARGS pass through), in its own .venv
 # make test    run the quick test suite; `make test-slow` adds the learning tests
-# make check   lint, format check and quick tests
+# make check   lint, format check, types and quick tests
 # make bench   short runs of the benchmarks behind the figures in results/
 
 PYTHON ?= python3
@@ -26,6 +26,7 @@ test-slow: .venv/installed-dev
 check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
 bench: .venv/installed-dev
@@ -38,7 +39,7 @@ bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks.overlap --rounds 2
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
