@@ -67,9 +67,7 @@ class Trainer:
         # A strategy that acts after every update, or never, has no reset points.
         self.due = Due(config, clock, config.reset.strategy != "none" and self.tracker is None)
         self.minibatches = torch_generator(config.seed, "replay")
-        self.losses: Mapping[
-            str, Tensor
-        ] = {}  # of the newest update, (K,) each: one for every run of the program
+        self.losses: dict[str, Tensor] = {}  # newest ones, (K,) each: one for every run of the program
         self.best_return = -math.inf
         self._recycled: collections.Counter[str] = (
             collections.Counter()
