@@ -69,9 +69,7 @@ class Trainer:
         self.minibatches = torch_generator(config.seed, "replay")
         self.losses: dict[str, Tensor] = {}  # newest ones, (K,) each: one for every run of the program
         self.best_return = -math.inf
-        self._recycled: collections.Counter[str] = (
-            collections.Counter()
-        )  # units by network, since the last log
+        self._recycled: collections.Counter[str] = collections.Counter()  # units by network since the log
         self._measured: tuple[int, Mapping[str, float]] = (-1, {})  # env step and newest plasticity metrics
         self._saved_at = -1
         self._source = source
