@@ -1,0 +1,76 @@
+"""The clock and the schedules of a run: asking at ``next_step`` alone gives what asking at every step gives."""
+
+import numpy as np
+import pytest
+
+from configs import loader
+from training.due import Clock, Due
+
+QUESTIONS = ("log", "metrics", "reset", "evaluation", "checkpoint")
+
+
+def clock_and_due(**options):
+    flags = [word for key, value in options.items() for word in (f"--{key}", *str(value).split())]
+    config, _ = loader.load(["--algo", "dqn", "--env", "CartPole-v1", "--preset", "quick", *flags])
+    clock = Clock(config)
+    return clock, Due(config, clock, has_reset_points=True), config
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_is_due_between_two_next_steps(seed):
+    rng = np.random.default_rng(seed)
+    periods = rng.integers(0, 60, size=5).tolist()
+    keys = ("log.every", "log.metrics-every", "eval.every", "checkpoint.every", "reset.every")
+    options = dict(zip(keys, periods, strict=True))
+    options |= {"env.num-envs": int(rng.integers(1, 5)), "replay.learning-starts": 30, "total-steps": 400}
+    options |= {"reset.until": 250, "reset.at": " ".join(map(str, rng.integers(1, 500, size=3)))}
+    asked_always, asked_when_due = [], []
+    for events, only_when_due in ((asked_always, False), (asked_when_due, True)):
+        clock, due, config = clock_and_due(**options)
+        while not clock.finished:
+            clock.advance(config.env.num_envs)
+            clock.take_owed()
+            if only_when_due and clock.env_step < due.next_step:
+                continue
+            events += [
+                (clock.env_step, name, answer) for name in QUESTIONS if (answer := getattr(due, name)())
+            ]
+            due.look_ahead()
+    assert asked_always == asked_when_due
+    assert ("evaluation" in [name for _, name, _ in asked_always]) and asked_always[-1][0] >= 400
+
+
+def test_updates_owed_follow_the_replay_ratio_after_the_warm_up():
+    clock, _, _ = clock_and_due(
+        **{"replay.replay-ratio": 0.3, "replay.learning-starts": 10, "env.num-envs": 2}
+    )
+    owed = []
+    for _ in range(20):
+        clock.advance(2)
+        owed.append(clock.take_owed())
+    # 2 transitions each at 10, 12, ..., 40 env steps; floor(0.3 n) updates after n of them.
+    assert owed[:4] == [0] * 4
+    assert np.cumsum(owed[4:]).tolist() == [int(0.3 * 2 * n + 1e-9) for n in range(1, 17)]
+
+
+def test_a_restored_run_has_the_same_things_due():
+    options = {"log.every": 7, "reset.every": 50, "reset.until": 200, "eval.every": 40, "total-steps": 300}
+    options |= {"replay.learning-starts": 20, "checkpoint.every": 60, "log.metrics-every": 0}
+    clock, due, _ = clock_and_due(**options)
+
+    def run_to(clock, due, stop):
+        seen = []
+        while clock.env_step < stop:
+            clock.advance(1)
+            clock.take_owed()
+            if clock.env_step >= due.next_step:
+                seen += [(clock.env_step, name) for name in QUESTIONS if getattr(due, name)()]
+                due.look_ahead()
+        return seen
+
+    run_to(clock, due, 130)
+    other_clock, other_due, _ = clock_and_due(**options)
+    other_clock.load_state_dict(clock.state_dict())
+    other_due.load_state_dict(due.state_dict())
+    assert other_due.next_step == due.next_step
+    assert run_to(other_clock, other_due, 300) == run_to(clock, due, 300)
