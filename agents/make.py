@@ -14,9 +14,10 @@ from agents.graphs import pick_capture
 from agents.numerics import Numerics, set_products
 from agents.replay import Replay, ReplayBuffer
 from agents.sac import SAC
+from agents.td3 import TD3
 from common.memory import available_memory
 from configs.errors import ConfigError
-from configs.schema import Config, DQNConfig, SACConfig
+from configs.schema import Config, DQNConfig, SACConfig, TD3Config
 
 LARGE_BUFFER = 10**9  # bytes from which a replay buffer's size is announced
 
@@ -33,6 +34,7 @@ class Algorithm(NamedTuple):
 AGENTS = {
     "sac": Algorithm(SAC, SACConfig, spaces.Box, frames=False),
     "dqn": Algorithm(DQN, DQNConfig, spaces.Discrete, frames=True),
+    "td3": Algorithm(TD3, TD3Config, spaces.Box, frames=False),
 }
 
 
@@ -64,7 +66,7 @@ def make_agent(
         )
     Numerics(config.precision, config.compile).check(device)
     parts = (observation_space, action_space, max_episode_steps, device, pick_capture(config, device))
-    agent = row.agent.from_spaces(config, *parts)
+    agent = row.agent.from_config(config, *parts)
     unknown = sorted(set(config.reset.networks) - set(agent.networks()))
     if unknown:
         valid = ", ".join(agent.networks())
