@@ -139,7 +139,8 @@ class SAC(Agent):
 
     def _actor_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and entropy."""
-        action, log_prob = losses.tanh_gaussian_sample(*self.actor(batch.obs), noise)
+        mean, log_std = self.actor(batch.obs)
+        action, log_prob = losses.tanh_gaussian_sample(mean, log_std, noise)
         alpha = self.temperature.log_alpha.exp().detach()
         loss = losses.sac_actor_loss(self.critic(batch.obs, action), log_prob, alpha)
         return self._regularized("actor", loss), -log_prob.mean()
@@ -150,7 +151,8 @@ class SAC(Agent):
     def _critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, mean Q-value and temperature."""
         with torch.no_grad():
-            next_action, next_log_prob = losses.tanh_gaussian_sample(*self.actor(batch.next_obs), noise)
+            mean, log_std = self.actor(batch.next_obs)
+            next_action, next_log_prob = losses.tanh_gaussian_sample(mean, log_std, noise)
             next_q = self.target_critic(batch.next_obs, next_action)
             alpha = self.temperature.log_alpha.exp()
             td_target = losses.sac_td_target(batch.reward, batch.discount, next_q, next_log_prob, alpha)
@@ -185,7 +187,8 @@ class SAC(Agent):
 
     def _forward_next(self, batch: Batch) -> Tensor:
         noise = probe_noise(batch.action.shape, self.device)
-        action, _ = losses.tanh_gaussian_sample(*self.actor(batch.next_obs), noise)
+        mean, log_std = self.actor(batch.next_obs)
+        action, _ = losses.tanh_gaussian_sample(mean, log_std, noise)
         return self.critic(batch.next_obs, action)
 
     @torch.no_grad()

@@ -142,7 +142,8 @@ class _Stacked:
     def act(self, obs: np.ndarray, env_step: int) -> np.ndarray:
         first = self._first
         drawn = [agent.draw_exploration(obs.shape[1], env_step) for agent in self.agents]
-        inputs = (np.asarray(obs, first.obs_dtype), *map(torch.stack, zip(*drawn, strict=True)))
+        inputs: list[np.ndarray | Tensor] = [np.asarray(obs, first.obs_dtype)]
+        inputs += [torch.stack(own) for own in zip(*drawn, strict=True)]
         if first.capture is not None:
             if self._recorded is None:
                 self._recorded = HostCall(self._explore, self._tensors.values, first.device, first.capture)
@@ -176,9 +177,8 @@ class _Stacked:
         """The stacked tensors of two modules, in the same order; one that both share is left out."""
         if (target, source) not in self._pairs:
             names = [n.removeprefix(f"{target}.") for n in self._tensors if n.startswith(f"{target}.")]
-            self._pairs[target, source] = tuple(
-                [self._tensors[f"{module}.{n}"] for n in names] for module in (target, source)
-            )
+            theirs, ours = ([self._tensors[f"{module}.{n}"] for n in names] for module in (target, source))
+            self._pairs[target, source] = theirs, ours
         return self._pairs[target, source]
 
     def _names(self, module: str) -> list[str]:
@@ -245,17 +245,17 @@ class _JointOptimizer:
         parameters: their learning parameters in the order in which ``step`` gets gradients.
     """
 
-    def __init__(
-        self, optimizers: Sequence[torch.optim.Optimizer], parameters: Sequence[nn.Parameter]
-    ) -> None:
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer], parameters: Sequence[Tensor]) -> None:
         self._own = optimizers
-        self._parameters = parameters
+        self._parameters = list(parameters)
         groups = [
             {**parts[0], "params": [p for part in parts for p in part["params"]]}
             for parts in zip(*(optimizer.param_groups for optimizer in optimizers), strict=True)
         ]
-        self._joint = type(optimizers[0])(groups)
+        kind: Callable[..., torch.optim.Optimizer] = type(optimizers[0])
+        self._joint = kind(groups)
         count = len(optimizers)
+        self._kernel: Callable[..., None]
         self._owners = [optimizers[index % count] for index in range(len(parameters))]
         self._states: list[dict[str, Tensor]] = []  # of each parameter, as of the newest ordinary step
         self._options = groups[0]
@@ -268,7 +268,7 @@ class _JointOptimizer:
         )
 
     @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor]) -> None:
+    def step(self, gradients: list[Tensor]) -> None:
         """One step of every optimizer."""
         now = [owner.state.get(p) for owner, p in zip(self._owners, self._parameters, strict=True)]
         if not self._states or any(a is not b for a, b in zip(now, self._states, strict=True)):

@@ -61,16 +61,16 @@ class TD3(Agent):
         capture: Capture | None = None,
     ) -> None:
         self.config, self.gamma, self.action_dim = config, config.gamma, action_dim
-        widths = config.hidden_widths
-        build_actor = partial(mlp, [obs_dim, *widths, action_dim])
-        build_critic = partial(mlp, [obs_dim + action_dim, *widths, 1], NUM_CRITICS)
-        super().__init__(seed, device, {"actor": build_actor, "critic": build_critic}, capture)
+        actor = partial(mlp, [obs_dim, *config.hidden_widths, action_dim])
+        critic = partial(mlp, [obs_dim + action_dim, *config.hidden_widths, 1], NUM_CRITICS)
+        super().__init__(seed, device, {"actor": actor, "critic": critic}, capture)
         self.actor, self.critic = self._initial("actor"), self._initial("critic")
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        options = {"lr": config.learning_rate, "fused": True, "capturable": device.type == "cuda"}
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), **options)
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), **options)
+        on_cuda = device.type == "cuda"
+        adam = partial(torch.optim.Adam, lr=config.learning_rate, fused=True, capturable=on_cuda)
+        self.actor_optimizer = adam(self.actor.parameters())
+        self.critic_optimizer = adam(self.critic.parameters())
         self.regularizers = self._make_regularizers(config.l2_init, config.parseval)
         self.actor_loss = numerics.prepare(self._actor_loss, device)
         self.critic_loss = numerics.prepare(self._critic_loss, device)
@@ -95,7 +95,7 @@ class TD3(Agent):
         return torch.randn((batch_size, self.action_dim), generator=self.generators["noise"])
 
     def update(self, step: Step, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
-        """Algorithm 1; there is an ``actor_loss`` in delayed updates only."""
+        """Algorithm 1; an ``actor_loss`` in every ``policy_period``-th update only."""
         critic_loss, q_mean = step("critic_optimizer", self.critic_loss, batch, noise)
         losses = {"critic_loss": critic_loss, "q_mean": q_mean}
         if self.update_pattern(1):
@@ -131,8 +131,8 @@ class TD3(Agent):
         )
 
     def networks(self) -> dict[str, NetworkSlot]:
-        def probe_loss(batch: Batch) -> Tensor:
-            return self._critic_loss(batch, probe_noise(batch.action.shape, self.device))[0]
+        def critic_loss(b: Batch) -> Tensor:
+            return self._critic_loss(b, probe_noise(b.action.shape, self.device))[0]
 
         return {
             "actor": self._slot(
@@ -142,7 +142,7 @@ class TD3(Agent):
                 "critic",
                 forward=lambda b: self._q(self.critic, b.obs, b.action),
                 forward_next=lambda b: self._q(self.critic, b.next_obs, self.exploit(b.next_obs)),
-                loss=probe_loss,
+                loss=critic_loss,
                 heads=("output",),
                 ensemble_size=NUM_CRITICS,
             ),
