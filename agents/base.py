@@ -92,6 +92,7 @@ class Agent(ABC):
         self._seed = seed
         self._builders = builders
         self._recorded: dict[str, HostCall] = {}
+        self._descent = Descent(self)
 
     @classmethod
     @abstractmethod
@@ -197,7 +198,7 @@ class Agent(ABC):
     def learn(self, batch: Batch, noise: Tensor | None = None) -> dict[str, Tensor]:
         """One update of this agent alone; scalar losses by name. ``noise`` is of ``draw``; None: drawn here."""
         noise = self.draw(len(batch.reward)) if noise is None else noise
-        losses = self.update(Descent(self), batch, noise.to(self.device))
+        losses = self.update(self._descent, batch, noise.to(self.device))
         self.update_step += 1
         return losses
 
@@ -227,9 +228,7 @@ class Agent(ABC):
         return nn.ModuleDict({name: Regularizer(l2_init, parseval, slot) for name, slot in slots.items()})
 
     def _regularized(self, network: str, loss: Tensor) -> Tensor:
-        """``loss`` with the terms that are switched on for a network."""
-        if network not in self.regularizers:
-            return loss
+        """``loss`` with the terms that are switched on (``_make_regularizers``) for a network."""
         return loss + self.regularizers[network](self.networks()[network].module)
 
     def _slot(self, name: str, **options: Any) -> NetworkSlot:

@@ -134,7 +134,9 @@ class DQN(Agent):
             next_select = self.q(next_obs) if self.config.double_q else next_target
             td_target = losses.dqn_td_target(batch.reward, batch.discount, next_target, next_select)
         loss = losses.dqn_loss(q, batch.action, td_target)
-        return self._regularized("q", loss), q.mean()
+        if self.regularizers:
+            loss = self._regularized("q", loss)
+        return loss, q.mean()
 
     # Resets and metrics
 

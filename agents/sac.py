@@ -143,7 +143,9 @@ class SAC(Agent):
         action, log_prob = losses.tanh_gaussian_sample(mean, log_std, noise)
         alpha = self.temperature.log_alpha.exp().detach()
         loss = losses.sac_actor_loss(self.critic(batch.obs, action), log_prob, alpha)
-        return self._regularized("actor", loss), -log_prob.mean()
+        if self.regularizers:
+            loss = self._regularized("actor", loss)
+        return loss, -log_prob.mean()
 
     def temperature_loss(self, entropy: Tensor) -> tuple[Tensor]:
         return (losses.temperature_loss(self.temperature.log_alpha, entropy, self.target_entropy),)
@@ -158,7 +160,9 @@ class SAC(Agent):
             td_target = losses.sac_td_target(batch.reward, batch.discount, next_q, next_log_prob, alpha)
         q = self.critic(batch.obs, batch.action)
         loss = losses.sac_critic_loss(q, td_target)
-        return self._regularized("critic", loss), q.mean(), alpha
+        if self.regularizers:
+            loss = self._regularized("critic", loss)
+        return loss, q.mean(), alpha
 
     # Resets and metrics
 

@@ -44,7 +44,8 @@ class Stack:
 
     def observe(self, obs: np.ndarray) -> None:
         """Take note of the observations ``(K, N, ...)`` about to be acted on (input statistics)."""
-        self.restack()
+        if len(self.agents) > 1:
+            self.restack()
         for runs, stacked in self._groups:
             if stacked is None:
                 self.agents[runs[0]].observe(obs[runs[0]])
@@ -53,7 +54,8 @@ class Stack:
 
     def act(self, obs: np.ndarray, env_step: int) -> np.ndarray:
         """Exploring actions ``(K, N, ...)`` for ``obs (K, N, ...)``, each agent's drawn from its own stream."""
-        self.restack()
+        if len(self.agents) > 1:
+            self.restack()
         actions = [
             self.agents[runs[0]].act(obs[runs[0]], env_step)[None]
             if stacked is None
@@ -71,7 +73,8 @@ class Stack:
 
         ``noise`` is what ``draw`` returned, on the agents' device.
         """
-        self.restack()
+        if len(self.agents) > 1:
+            self.restack()
         found = []
         for runs, stacked in self._groups:
             if stacked is None:
@@ -89,7 +92,7 @@ class Stack:
 
     def restack(self) -> None:
         """Stack the agents anew if a structural reset or a checkpoint has changed one since; it moves tensors."""
-        if len(self.agents) > 1 and any(
+        if any(
             group["params"] is not known
             for optimizer, lists in self._known
             for group, known in zip(optimizer.param_groups, lists, strict=True)

@@ -122,13 +122,12 @@ class TD3(Agent):
             td_target = batch.reward + batch.discount * next_q
         q = self._q(self.critic, batch.obs, batch.action)
         loss = (q - td_target).square().mean(1).sum()
-        return self._regularized("critic", loss), q.mean()
+        return self._regularized("critic", loss) if self.regularizers else loss, q.mean()
 
     def _actor_loss(self, batch: Batch) -> tuple[Tensor]:
-        """``-mean Q_1(s, pi(s))``, the deterministic policy gradient."""
-        return (
-            self._regularized("actor", -self._q(self.critic, batch.obs, self.exploit(batch.obs))[0].mean()),
-        )
+        """``-mean Q_1(s, pi(s))``, whose gradient is the deterministic policy gradient."""
+        loss = -self._q(self.critic, batch.obs, self.exploit(batch.obs))[0].mean()
+        return (self._regularized("actor", loss) if self.regularizers else loss,)
 
     def networks(self) -> dict[str, NetworkSlot]:
         def critic_loss(b: Batch) -> Tensor:
