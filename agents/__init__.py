@@ -6,11 +6,13 @@ from agents.frames import FrameReplay
 from agents.make import AGENTS, make_agent, make_replay, pick_device
 from agents.replay import Batch, Replay, ReplayBuffer, RunReplay
 from agents.sac import SAC
+from agents.td3 import TD3
 
 __all__ = [
     "AGENTS",
     "DQN",
     "SAC",
+    "TD3",
     "Agent",
     "Batch",
     "FrameReplay",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 
 from agents.graphs import Capture, HostCall
 from agents.networks import ObservationNormalizer, build_seeded
+from agents.numerics import Numerics
 from agents.replay import Batch
 from common.seeding import torch_generator
 from configs.schema import Config
 from fire.network.slot import NetworkSlot
+from fire.regularizers import Regularizer
 from fire.resets.injection import restore_structure
 
 # Seed of the noise drawn inside probe losses: a metric must depend on the weights and the batch alone.
@@ -70,6 +73,7 @@ class Agent(ABC):
     streams: ClassVar[Mapping[str, str]] = {"explore": "explore"}
     resettable: ClassVar[tuple[str, ...]] = ()
     gamma: float
+    regularizers: nn.ModuleDict
     normalizer: ObservationNormalizer | None = None
     obs_dtype: type[np.generic] = np.float32
 
@@ -88,19 +92,34 @@ class Agent(ABC):
         self._seed = seed
         self._builders = builders
         self._recorded: dict[str, HostCall] = {}
+        self._descent = Descent(self)
 
     @classmethod
     @abstractmethod
-    def from_spaces(
+    def sizes(
+        cls, config: Config, obs_space: spaces.Box, action_space: Any, max_steps: int | None
+    ) -> tuple[Any, ...]:
+        """The constructor's arguments between the agent's options and the seed.
+
+        The spaces are those of a single environment and fit the agent's row of ``AGENTS``; ``max_steps`` is the episode
+        limit in transitions.
+        """
+
+    @classmethod
+    def from_config(
         cls,
         config: Config,
-        observation_space: spaces.Box,
-        action_space: Any,
-        max_episode_steps: int | None,
+        obs_space: spaces.Box,
+        action_space: spaces.Space,
+        max_steps: int | None,
         device: torch.device,
         capture: Capture | None,
     ) -> Self:
-        """Build the agent of ``config`` for the spaces of a single environment, which fit its row of ``AGENTS``."""
+        """Build the agent of ``config``; arguments as for ``sizes`` and ``__init__``."""
+        build: Callable[..., Self] = cls  # subclasses have constructors of their own
+        sizes = cls.sizes(config, obs_space, action_space, max_steps)
+        numerics = Numerics(config.precision, config.compile)
+        return build(config.agent, *sizes, config.seed, device, numerics, capture)
 
     # Acting
 
@@ -172,10 +191,14 @@ class Agent(ABC):
         """
         return ()
 
+    def _every(self, period: int, count: int) -> tuple[int, ...]:
+        """Those of the next ``count`` updates (0: the next) whose number, counted from 1, ``period`` divides."""
+        return tuple(i for i in range(count) if (self.update_step + i + 1) % period == 0)
+
     def learn(self, batch: Batch, noise: Tensor | None = None) -> dict[str, Tensor]:
         """One update of this agent alone; scalar losses by name. ``noise`` is of ``draw``; None: drawn here."""
         noise = self.draw(len(batch.reward)) if noise is None else noise
-        losses = self.update(Descent(self), batch, noise.to(self.device))
+        losses = self.update(self._descent, batch, noise.to(self.device))
         self.update_step += 1
         return losses
 
@@ -198,6 +221,28 @@ class Agent(ABC):
     @abstractmethod
     def networks(self) -> dict[str, NetworkSlot]:
         """The networks that a reset or a metric may touch, by name."""
+
+    def _make_regularizers(self, l2_init: float, parseval: float) -> nn.ModuleDict:
+        """The regularizer of each network, for ``_regularized``; none where both strengths are 0."""
+        slots = self.networks() if l2_init or parseval else {}
+        return nn.ModuleDict({name: Regularizer(l2_init, parseval, slot) for name, slot in slots.items()})
+
+    def _regularized(self, network: str, loss: Tensor) -> Tensor:
+        """``loss`` with the terms that are switched on (``_make_regularizers``) for a network."""
+        return loss + self.regularizers[network](self.networks()[network].module)
+
+    def _slot(self, name: str, **options: Any) -> NetworkSlot:
+        """The slot of a network, with its optimizer and, if there is one, its target ``target_<name>``."""
+        (optimizer,) = (key for key, module in self.optimizers.items() if module == name)
+        target = f"target_{name}"
+        return NetworkSlot(
+            module=getattr(self, name),
+            optimizer=getattr(self, optimizer),
+            build=partial(self._fresh, name),
+            initial=partial(self._initial, name),
+            target=getattr(self, target) if target in self.modules else None,
+            **options,
+        )
 
     def _fresh(self, name: str, generator: torch.Generator) -> nn.Module:
         """A network with weights drawn from ``generator``."""

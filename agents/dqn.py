@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from agents.replay import Batch
 from common.schedules import LinearSchedule
 from configs.schema import Config, DQNConfig
 from fire.network.slot import NetworkSlot
-from fire.regularizers import Regularizer
 
 PIXEL_NETWORKS = {"nature": NatureQNetwork, "nips": NipsQNetwork}
 
@@ -86,25 +85,14 @@ class DQN(Agent):
             learning_starts,
             round(config.epsilon_fraction * total_steps),
         )
-        self.regularizers = nn.ModuleDict()
-        if config.l2_init or config.parseval:
-            self.regularizers["q"] = Regularizer(config.l2_init, config.parseval, self.networks()["q"])
+        self.regularizers = self._make_regularizers(config.l2_init, config.parseval)
         self.loss = numerics.prepare(self._loss, device)
 
     @classmethod
-    def from_spaces(
-        cls,
-        config: Config,
-        observation_space: spaces.Box,
-        action_space: Any,
-        max_episode_steps: int | None,
-        device: torch.device,
-        capture: Capture | None,
-    ) -> Self:
-        schedule = (config.replay.learning_starts, config.total_steps)
-        numerics = Numerics(config.precision, config.compile)
-        sizes = (observation_space.shape, int(action_space.n))
-        return cls(config.agent, *sizes, *schedule, config.seed, device, numerics, capture)
+    def sizes(
+        cls, config: Config, obs_space: spaces.Box, action_space: Any, max_steps: int | None
+    ) -> tuple[tuple[int, ...], int, int, int]:
+        return obs_space.shape, int(action_space.n), config.replay.learning_starts, config.total_steps
 
     # Acting
 
@@ -135,8 +123,7 @@ class DQN(Agent):
 
     def update_pattern(self, count: int) -> tuple[int, ...]:
         """The updates among the next ``count`` that end with a copy into the target network (0: the next)."""
-        period = self.config.target_update_period
-        return tuple(i for i in range(count) if (self.update_step + i + 1) % period == 0)
+        return self._every(self.config.target_update_period, count)
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss and mean Q-value."""
@@ -147,23 +134,19 @@ class DQN(Agent):
             next_select = self.q(next_obs) if self.config.double_q else next_target
             td_target = losses.dqn_td_target(batch.reward, batch.discount, next_target, next_select)
         loss = losses.dqn_loss(q, batch.action, td_target)
-        if "q" in self.regularizers:
-            loss = loss + self.regularizers["q"](self.q)
+        if self.regularizers:
+            loss = self._regularized("q", loss)
         return loss, q.mean()
 
     # Resets and metrics
 
     def networks(self) -> dict[str, NetworkSlot]:
         return {
-            "q": NetworkSlot(
-                module=self.q,
-                optimizer=self.optimizer,
-                build=partial(self._fresh, "q"),
-                initial=partial(self._initial, "q"),
+            "q": self._slot(
+                "q",
                 forward=lambda batch: self.q(batch.obs),
                 forward_next=lambda batch: self.q(batch.next_obs),
                 loss=lambda batch: self._loss(batch)[0],
-                target=self.target_q,
                 injected=("head",) if self._is_pixels else (),
             )
         }

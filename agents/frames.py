@@ -102,8 +102,8 @@ class FrameReplay(Replay):
         slot = self._written - 1
         self._first_frame[row] = slot - self._past
         flags = {"terminated": terminated, "truncated": truncated}
-        places = {"slot": slot, "past": self._past.astype(np.uint8)}
-        self._write_row(action=action, reward=reward, **flags, **places)
+        past = self._past.astype(np.uint8)
+        self._write_row(action=action, reward=reward, slot=slot, past=past, **flags)
         self._write_frames(np.arange(columns), next_obs[:, -1])
         ended = np.asarray(terminated) | np.asarray(truncated)
         self._past = np.where(ended, -1, np.minimum(self._past + 1, self._stack - 1))
@@ -200,7 +200,7 @@ def _compress(columns: list[Tensor]) -> list[Tensor]:
     """Deflate flat uint8 tensors piece by piece (zlib's format), as uint8 tensors on the CPU."""
 
     def deflate(piece: Tensor) -> Tensor:
-        compressed = zlib.compress(piece.cpu().numpy(), COMPRESSION_LEVEL)
+        compressed = zlib.compress(piece.cpu().numpy().data, COMPRESSION_LEVEL)
         return torch.frombuffer(bytearray(compressed), dtype=torch.uint8)
 
     with _workers() as workers:  # zlib releases the interpreter's lock
@@ -216,7 +216,7 @@ def _decompress(pieces: list[Tensor], columns: list[Tensor]) -> None:
     destinations = [p for column in columns for p in column.split(CHUNK_BYTES)]
 
     def inflate(piece: Tensor, destination: Tensor) -> None:
-        content = bytearray(zlib.decompress(piece.cpu().numpy()))
+        content = bytearray(zlib.decompress(piece.cpu().numpy().data))
         if len(content) != len(destination):
             raise ValueError(f"a piece of saved frames has {len(content)} bytes, not {len(destination)}")
         destination.copy_(torch.frombuffer(content, dtype=torch.uint8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 MIN_WIDTH = 256  # below, going from critic to critic costs more than it gains (results/throughput.md)
 # oneDNN's product with bias, ReLU or sum in one pass, and at these shapes faster than MKL's. PyTorch has no public name
 # for it; its compiler calls it too.
-_linear = (
+_linear: Any = (
     getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 )
 
@@ -42,7 +43,9 @@ class _ResidualBlock(torch.autograd.Function):
     """Goes from critic to critic: what one product leaves in the cache, the next operation finds there."""
 
     @staticmethod
-    def forward(x, scale, shift, w1, b1, w2, b2, eps) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(
+        x: Tensor, scale: Tensor, shift: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, eps: float
+    ) -> tuple[Tensor, ...]:
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         kept: list[Tensor] = []
         for e, own in enumerate(x):
@@ -60,11 +63,13 @@ class _ResidualBlock(torch.autograd.Function):
         ctx.save_for_backward(*inputs[:-1], *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         inputs, kept = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
         if torch.is_grad_enabled():  # a second derivative is wanted: through operations that have one
             wanted = [t for t, needed in zip(inputs, ctx.needs_input_grad[:7], strict=True) if needed]
-            found = iter(torch.autograd.grad(_plain(*inputs, ctx.eps), wanted, grad, create_graph=True))
+            x, scale, shift, w1, b1, w2, b2 = inputs
+            plain = _plain(x, scale, shift, w1, b1, w2, b2, ctx.eps)
+            found = iter(torch.autograd.grad(plain, wanted, grad, create_graph=True))
             return *(next(found) if needed else None for needed in ctx.needs_input_grad[:7]), None
         x, scale, shift, w1, _, w2, _ = inputs
         learns = any(ctx.needs_input_grad[1:7])
@@ -72,7 +77,8 @@ class _ResidualBlock(torch.autograd.Function):
         grads = [torch.empty_like(tensor) for tensor in inputs[1:]] if learns else []
         for e in range(len(x)):
             normed, mean, rstd, hidden = kept[4 * e : 4 * e + 4]
-            grad_out, own_x, product, rows = grad[e], x[e], torch.mm, None
+            grad_out, own_x, rows = grad[e], x[e], torch.empty(0)
+            product: Callable[[Tensor, Tensor], Tensor] = torch.mm
             if not learns:
                 # Where the smallest of several critics counts, a sample has a gradient in one of them only.
                 rows = grad_out.abs().amax(1).nonzero().squeeze(1)
@@ -105,7 +111,7 @@ class _ResidualBlock(torch.autograd.Function):
             torch.sum(grad_hidden, 0, out=grads[3][e])
             torch.mm(grad_out.mT, hidden, out=grads[4][e])
             torch.sum(grad_out, 0, out=grads[5][e])
-        return grad_x, *(grads or [None] * 6), None
+        return (grad_x, *grads, None) if learns else (grad_x, *[None] * 7)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor], tuple[int]]:
@@ -116,15 +122,19 @@ class _ResidualBlock(torch.autograd.Function):
             t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
             for t, dim in zip(tensors, in_dims[:-1], strict=True)
         ]
-        out = residual_block(*(t.flatten(0, 1) for t in stacks), eps)
+        x, scale, shift, w1, b1, w2, b2 = (t.flatten(0, 1) for t in stacks)
+        out = residual_block(x, scale, shift, w1, b1, w2, b2, eps)
         return (out.unflatten(0, (size, -1)),), (0,)
 
 
 def _product(x: Tensor, w: Tensor) -> Tensor:
-    return _linear(x, w.mT, None, "none", [], "")
+    product: Tensor = _linear(x, w.mT, None, "none", [], "")
+    return product
 
 
-def _plain(x, scale, shift, w1, b1, w2, b2, eps: float) -> Tensor:
+def _plain(
+    x: Tensor, scale: Tensor, shift: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, eps: float
+) -> Tensor:
     normed = F.layer_norm(x, x.shape[-1:], eps=eps) * scale.unsqueeze(1) + shift.unsqueeze(1)
     hidden = torch.baddbmm(b1.unsqueeze(1), normed, w1.mT).relu()
     return x + torch.baddbmm(b2.unsqueeze(1), hidden, w2.mT)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from gymnasium import spaces
@@ -14,9 +14,10 @@ from agents.graphs import pick_capture
 from agents.numerics import Numerics, set_products
 from agents.replay import Replay, ReplayBuffer
 from agents.sac import SAC
+from agents.td3 import TD3
 from common.memory import available_memory
 from configs.errors import ConfigError
-from configs.schema import Config, DQNConfig, SACConfig
+from configs.schema import Config, DQNConfig, SACConfig, TD3Config
 
 LARGE_BUFFER = 10**9  # bytes from which a replay buffer's size is announced
 
@@ -33,6 +34,7 @@ class Algorithm(NamedTuple):
 AGENTS = {
     "sac": Algorithm(SAC, SACConfig, spaces.Box, frames=False),
     "dqn": Algorithm(DQN, DQNConfig, spaces.Discrete, frames=True),
+    "td3": Algorithm(TD3, TD3Config, spaces.Box, frames=False),
 }
 
 
@@ -64,7 +66,7 @@ def make_agent(
         )
     Numerics(config.precision, config.compile).check(device)
     parts = (observation_space, action_space, max_episode_steps, device, pick_capture(config, device))
-    agent = row.agent.from_spaces(config, *parts)
+    agent = row.agent.from_config(config, *parts)
     unknown = sorted(set(config.reset.networks) - set(agent.networks()))
     if unknown:
         valid = ", ".join(agent.networks())
@@ -78,7 +80,7 @@ def make_agent(
 def make_replay(
     config: Config,
     observation_space: spaces.Box,
-    action_space: spaces.Space,
+    action_space: Any,
     gamma: float,
     device: torch.device,
     num_runs: int = 1,
@@ -98,16 +100,17 @@ def make_replay(
     # One row more than the run fills, so that a total_steps that is no multiple of num_envs still fits.
     num_envs = config.env.num_envs
     capacity = min(config.replay.replay_capacity, config.total_steps + num_envs)
-    options = {"gamma": gamma, "n_step": config.replay.n_step, "device": device, "num_runs": num_runs}
-    discrete = isinstance(action_space, spaces.Discrete)
+    lookahead = (gamma, config.replay.n_step, device, num_runs)
+    obs_shape = observation_space.shape
     try:
-        if len(observation_space.shape) == 1:
-            flat = (capacity, num_envs, observation_space.shape, action_space.shape, discrete)
-            _announce(ReplayBuffer.bytes_needed(*flat, num_runs), num_runs, capacity, device)
-            return ReplayBuffer(*flat, **options)
-        frames = (capacity, num_envs, observation_space.shape, int(action_space.n))
-        _announce(FrameReplay.bytes_needed(*frames, num_runs), num_runs, capacity, device)
-        return FrameReplay(*frames, **options)
+        if len(obs_shape) == 3:
+            frames = (capacity, num_envs, obs_shape, int(action_space.n))
+            _announce(FrameReplay.bytes_needed(*frames, num_runs), num_runs, capacity, device)
+            return FrameReplay(*frames, *lookahead)
+        discrete = isinstance(action_space, spaces.Discrete)
+        flat = (capacity, num_envs, obs_shape, action_space.shape, discrete)
+        _announce(ReplayBuffer.bytes_needed(*flat, num_runs), num_runs, capacity, device)
+        return ReplayBuffer(*flat, *lookahead)
     except ValueError as error:
         raise ConfigError(f"replay: {error}") from error
 

@@ -32,6 +32,12 @@ class ObservationNormalizer(nn.Module):
     same input. Statistics are float64, start at mean 0, variance 1, count 1e-4, and move only in ``update``.
     """
 
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, size: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
@@ -104,14 +110,14 @@ class EnsembleLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(ensemble_size, out_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        tensors = (x, self.weight, self.bias)
+        tensors: tuple[Tensor, ...] = (x, self.weight, self.bias)
         if torch.is_autocast_enabled(x.device.type):
             # Here and not inside, so that the backward pass, which no autocast covers, meets equal types.
             tensors = tuple(t.to(torch.get_autocast_dtype(x.device.type)) for t in tensors)
         return _BatchedLinear.apply(*tensors)
 
 
-class _InFloat32:
+class _InFloat32(nn.Module):
     """Mixin of output layers: float32 even where autocast computes the layers before it in bfloat16.
 
     bfloat16 has 8 significant bits: a Q-value of 300 would be known to within 1.
@@ -149,9 +155,9 @@ class EnsembleLayerNorm(nn.Module):
 
 def _linear(
     in_features: int, out_features: int, ensemble_size: int | None, init: str, output: bool = False
-) -> nn.Module:
+) -> nn.Linear | EnsembleLinear:
     """A (batched) linear layer with zero bias and ``orthogonal`` (gain 1) or ``he_normal`` weights."""
-    layer: nn.Module
+    layer: nn.Linear | EnsembleLinear
     if ensemble_size is None:
         layer = (OutputLinear if output else nn.Linear)(in_features, out_features)
     else:
@@ -167,7 +173,7 @@ def _linear(
     return layer
 
 
-def _layer_norm(size: int, ensemble_size: int | None) -> nn.Module:
+def _layer_norm(size: int, ensemble_size: int | None) -> nn.LayerNorm | EnsembleLayerNorm:
     eps = 1e-6  # flax's default, which SimBa uses
     return (
         nn.LayerNorm(size, eps=eps) if ensemble_size is None else EnsembleLayerNorm(ensemble_size, size, eps)
@@ -326,7 +332,7 @@ class PixelQNetwork(nn.Module):
         relu = {f"relu{len(convolutions) + 1}": nn.ReLU(inplace=True)}
         self.head = nn.Sequential(OrderedDict(fc1=fc1, **relu, fc2=OutputLinear(width, num_actions)))
         self.apply(_xavier_uniform)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in PyTorch's stubs
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.head(self.encoder(obs))
@@ -350,7 +356,8 @@ def _xavier_uniform(module: nn.Module) -> None:
     """Xavier-uniform weights (Glorot and Bengio 2010) and zero biases."""
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def build_seeded(factory: Callable[[], nn.Module], generator: torch.Generator) -> nn.Module:

@@ -82,7 +82,7 @@ def missing_compiler(device: torch.device) -> str | None:
 def set_products(precision: str) -> None:
     """Compute float32 products on CUDA as ``ieee`` or ``tf32``; PyTorch itself has convolutions in TensorFloat-32."""
     torch.backends.cuda.matmul.fp32_precision = precision
-    torch.backends.cudnn.conv.fp32_precision = precision
+    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]  # set at run time by PyTorch
 
 
 def _in_bfloat16(loss: Callable[..., Any], device_type: str) -> Callable[..., Any]:

@@ -145,39 +145,33 @@ class Replay(ABC):
         ]
         return torch.stack(drawn) if len(drawn) > 1 else drawn[0].unsqueeze(0)
 
-    def gather(self, index: Tensor, span: Tensor | None = None) -> Batch:
+    def gather(self, index: Tensor, span: Tensor | None = None, k: int | None = None) -> Batch:
         """Return transitions ``(K, B, ...)``; int64 ``index (K, B)`` counts from a run's oldest row, first column.
 
-        ``span`` may hand in the buffer's own on the device, where it may change without a new call.
+        Args:
+            index: see above; ``(1, B)`` with ``k``.
+            span: the buffer's own on the device, where it may change without a new call.
+            k: the only run to read.
         """
-        return self._gather(index, self.span if span is None else span, self._first_column)
-
-    def _gather(self, index: Tensor, span: Tensor, first_column: Tensor) -> Batch:
-        """``gather`` for the runs that own the columns from ``first_column (K, 1)``."""
         index, width, length = index.to(self.device), self.num_envs, self.num_rows * self.num_envs
-
-        def flat(place: Tensor) -> Tensor:
-            """The place in the arrays of a place in a run's own ring."""
-            if self.num_runs > 1:
-                place = place + place // width * ((self.num_runs - 1) * width) + first_column
-            return place.view(-1)
-
-        place = index
-        if span is not self.span or self._oldest_row.any():
-            span = span.to(self.device)
-            place = (index + span[:, :1] * width) % length
+        place = index  # in a run's own ring
+        if span is not None or self._oldest_row.any():
+            now = (self.span if span is None else span).to(self.device)
+            place = (index + (now[:, :1] if k is None else now[k, 0]) * width) % length
         a = self._flat
-        first = last = flat(place)
+        first = last = place.view(-1) if self.num_runs == 1 else self._in_arrays(place, k)
         reward = a["reward"].index_select(0, first)
         terminated = a["terminated"].index_select(0, first)
         discount: Tensor | float = self.gamma
         if self.n_step > 1:
-            stored = span[:, 1:].to(self.device) * width
+            filled = (self.span if span is None else span).to(self.device)[:, 1:]
+            stored = (filled if k is None else filled[k]) * width
             discount = torch.full_like(reward, self.gamma)
             ended = terminated | a["truncated"].index_select(0, first)
             for step in range(1, self.n_step):
                 going = ~ended & (index + step * width < stored).view(-1)
-                last = torch.where(going, flat((place + step * width) % length), last)
+                later = self._in_arrays((place + step * width) % length, k)
+                last = torch.where(going, later, last)
                 reward = torch.where(going, reward + discount * a["reward"].index_select(0, last), reward)
                 discount = torch.where(going, discount * self.gamma, discount)
                 terminated = a["terminated"].index_select(0, last)
@@ -187,6 +181,12 @@ class Replay(ABC):
         action = action if action.is_floating_point() else action.long()
         found = (obs, action, reward, torch.where(terminated, 0.0, discount), next_obs)
         return Batch(*[tensor.view(*index.shape, *tensor.shape[1:]) for tensor in found])
+
+    def _in_arrays(self, place: Tensor, k: int | None) -> Tensor:
+        """The places ``(K * B,)`` in the arrays of places ``(K, B)`` in every run's own ring, or in run ``k``'s."""
+        width = self.num_envs
+        first_column = self._first_column if k is None else self._first_column[k]
+        return (place + place // width * ((self.num_runs - 1) * width) + first_column).view(-1)
 
     @abstractmethod
     def _observations(self, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
@@ -272,10 +272,7 @@ class RunReplay:
 
     def gather(self, index: Tensor) -> Batch:
         """Return the transitions of int64 ``index (B,)`` in ``[0, len(self))``; 0 is the oldest row's first column."""
-        one = slice(self._k, self._k + 1)
-        return self._replay._gather(
-            index.unsqueeze(0), self._replay.span[one], self._replay._first_column[one]
-        ).run(0)
+        return self._replay.gather(index.unsqueeze(0), k=self._k).run(0)
 
     def check_valid(self) -> tuple[bool, str]:
         """Return whether the invariants hold and, if not, which one is broken.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from gymnasium import spaces
@@ -22,7 +22,6 @@ from agents.numerics import FLOAT32, Numerics
 from agents.replay import Batch
 from configs.schema import Config, SACConfig
 from fire.network.slot import NetworkSlot
-from fire.regularizers import Regularizer
 
 
 class SAC(Agent):
@@ -93,27 +92,15 @@ class SAC(Agent):
         self.actor_optimizer = optimizer(self.actor.parameters(), weight_decay=config.weight_decay)
         self.critic_optimizer = optimizer(self.critic.parameters(), weight_decay=config.weight_decay)
         self.alpha_optimizer = optimizer(self.temperature.parameters(), weight_decay=0.0)
-        self.regularizers = nn.ModuleDict()
-        if config.l2_init or config.parseval:
-            for name, slot in self.networks().items():
-                self.regularizers[name] = Regularizer(config.l2_init, config.parseval, slot)
+        self.regularizers = self._make_regularizers(config.l2_init, config.parseval)
         prepare = partial(numerics.prepare, device=device)
         self.actor_loss, self.critic_loss = prepare(self._actor_loss), prepare(self._critic_loss)
 
     @classmethod
-    def from_spaces(
-        cls,
-        config: Config,
-        observation_space: spaces.Box,
-        action_space: Any,
-        max_episode_steps: int | None,
-        device: torch.device,
-        capture: Capture | None,
-    ) -> Self:
-        (obs_dim,), (action_dim,) = observation_space.shape, action_space.shape
-        numerics = Numerics(config.precision, config.compile)
-        sizes = (obs_dim, action_dim, max_episode_steps)
-        return cls(config.agent, *sizes, config.seed, device, numerics, capture)
+    def sizes(
+        cls, config: Config, obs_space: spaces.Box, action_space: Any, max_steps: int | None
+    ) -> tuple[int, int, int | None]:
+        return (*obs_space.shape, *action_space.shape, max_steps)
 
     # Acting
 
@@ -152,11 +139,12 @@ class SAC(Agent):
 
     def _actor_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and entropy."""
-        action, log_prob = losses.tanh_gaussian_sample(*self.actor(batch.obs), noise)
+        mean, log_std = self.actor(batch.obs)
+        action, log_prob = losses.tanh_gaussian_sample(mean, log_std, noise)
         alpha = self.temperature.log_alpha.exp().detach()
         loss = losses.sac_actor_loss(self.critic(batch.obs, action), log_prob, alpha)
-        if "actor" in self.regularizers:
-            loss = loss + self.regularizers["actor"](self.actor)
+        if self.regularizers:
+            loss = self._regularized("actor", loss)
         return loss, -log_prob.mean()
 
     def temperature_loss(self, entropy: Tensor) -> tuple[Tensor]:
@@ -165,14 +153,15 @@ class SAC(Agent):
     def _critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, mean Q-value and temperature."""
         with torch.no_grad():
-            next_action, next_log_prob = losses.tanh_gaussian_sample(*self.actor(batch.next_obs), noise)
+            mean, log_std = self.actor(batch.next_obs)
+            next_action, next_log_prob = losses.tanh_gaussian_sample(mean, log_std, noise)
             next_q = self.target_critic(batch.next_obs, next_action)
             alpha = self.temperature.log_alpha.exp()
             td_target = losses.sac_td_target(batch.reward, batch.discount, next_q, next_log_prob, alpha)
         q = self.critic(batch.obs, batch.action)
         loss = losses.sac_critic_loss(q, td_target)
-        if "critic" in self.regularizers:
-            loss = loss + self.regularizers["critic"](self.critic)
+        if self.regularizers:
+            loss = self._regularized("critic", loss)
         return loss, q.mean(), alpha
 
     # Resets and metrics
@@ -182,25 +171,18 @@ class SAC(Agent):
             return loss(batch, probe_noise(batch.action.shape, self.device))[0]
 
         return {
-            "actor": NetworkSlot(
-                module=self.actor,
-                optimizer=self.actor_optimizer,
-                build=partial(self._fresh, "actor"),
-                initial=partial(self._initial, "actor"),
+            "actor": self._slot(
+                "actor",
                 forward=lambda batch: self.actor(batch.obs)[0],
                 loss=partial(probe, self._actor_loss),
                 heads=("mean", "log_std"),
                 preserve=("normalizer",),
             ),
-            "critic": NetworkSlot(
-                module=self.critic,
-                optimizer=self.critic_optimizer,
-                build=partial(self._fresh, "critic"),
-                initial=partial(self._initial, "critic"),
+            "critic": self._slot(
+                "critic",
                 forward=lambda batch: self.critic(batch.obs, batch.action),
                 forward_next=self._forward_next,
                 loss=partial(probe, self._critic_loss),
-                target=self.target_critic,
                 heads=("value",),
                 preserve=("normalizer",),
                 ensemble_size=self.config.num_critics,
@@ -209,7 +191,8 @@ class SAC(Agent):
 
     def _forward_next(self, batch: Batch) -> Tensor:
         noise = probe_noise(batch.action.shape, self.device)
-        action, _ = losses.tanh_gaussian_sample(*self.actor(batch.next_obs), noise)
+        mean, log_std = self.actor(batch.next_obs)
+        action, _ = losses.tanh_gaussian_sample(mean, log_std, noise)
         return self.critic(batch.next_obs, action)
 
     @torch.no_grad()

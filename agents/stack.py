@@ -44,7 +44,8 @@ class Stack:
 
     def observe(self, obs: np.ndarray) -> None:
         """Take note of the observations ``(K, N, ...)`` about to be acted on (input statistics)."""
-        self.restack()
+        if len(self.agents) > 1:
+            self.restack()
         for runs, stacked in self._groups:
             if stacked is None:
                 self.agents[runs[0]].observe(obs[runs[0]])
@@ -53,7 +54,8 @@ class Stack:
 
     def act(self, obs: np.ndarray, env_step: int) -> np.ndarray:
         """Exploring actions ``(K, N, ...)`` for ``obs (K, N, ...)``, each agent's drawn from its own stream."""
-        self.restack()
+        if len(self.agents) > 1:
+            self.restack()
         actions = [
             self.agents[runs[0]].act(obs[runs[0]], env_step)[None]
             if stacked is None
@@ -71,7 +73,8 @@ class Stack:
 
         ``noise`` is what ``draw`` returned, on the agents' device.
         """
-        self.restack()
+        if len(self.agents) > 1:
+            self.restack()
         found = []
         for runs, stacked in self._groups:
             if stacked is None:
@@ -89,7 +92,7 @@ class Stack:
 
     def restack(self) -> None:
         """Stack the agents anew if a structural reset or a checkpoint has changed one since; it moves tensors."""
-        if len(self.agents) > 1 and any(
+        if any(
             group["params"] is not known
             for optimizer, lists in self._known
             for group, known in zip(optimizer.param_groups, lists, strict=True)
@@ -142,7 +145,8 @@ class _Stacked:
     def act(self, obs: np.ndarray, env_step: int) -> np.ndarray:
         first = self._first
         drawn = [agent.draw_exploration(obs.shape[1], env_step) for agent in self.agents]
-        inputs = (np.asarray(obs, first.obs_dtype), *map(torch.stack, zip(*drawn, strict=True)))
+        inputs: list[np.ndarray | Tensor] = [np.asarray(obs, first.obs_dtype)]
+        inputs += [torch.stack(own) for own in zip(*drawn, strict=True)]
         if first.capture is not None:
             if self._recorded is None:
                 self._recorded = HostCall(self._explore, self._tensors.values, first.device, first.capture)
@@ -176,9 +180,8 @@ class _Stacked:
         """The stacked tensors of two modules, in the same order; one that both share is left out."""
         if (target, source) not in self._pairs:
             names = [n.removeprefix(f"{target}.") for n in self._tensors if n.startswith(f"{target}.")]
-            self._pairs[target, source] = tuple(
-                [self._tensors[f"{module}.{n}"] for n in names] for module in (target, source)
-            )
+            theirs, ours = ([self._tensors[f"{module}.{n}"] for n in names] for module in (target, source))
+            self._pairs[target, source] = theirs, ours
         return self._pairs[target, source]
 
     def _names(self, module: str) -> list[str]:
@@ -245,17 +248,17 @@ class _JointOptimizer:
         parameters: their learning parameters in the order in which ``step`` gets gradients.
     """
 
-    def __init__(
-        self, optimizers: Sequence[torch.optim.Optimizer], parameters: Sequence[nn.Parameter]
-    ) -> None:
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer], parameters: Sequence[Tensor]) -> None:
         self._own = optimizers
-        self._parameters = parameters
+        self._parameters = list(parameters)
         groups = [
             {**parts[0], "params": [p for part in parts for p in part["params"]]}
             for parts in zip(*(optimizer.param_groups for optimizer in optimizers), strict=True)
         ]
-        self._joint = type(optimizers[0])(groups)
+        kind: Callable[..., torch.optim.Optimizer] = type(optimizers[0])
+        self._joint = kind(groups)
         count = len(optimizers)
+        self._kernel: Callable[..., None]
         self._owners = [optimizers[index % count] for index in range(len(parameters))]
         self._states: list[dict[str, Tensor]] = []  # of each parameter, as of the newest ordinary step
         self._options = groups[0]
@@ -268,7 +271,7 @@ class _JointOptimizer:
         )
 
     @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor]) -> None:
+    def step(self, gradients: list[Tensor]) -> None:
         """One step of every optimizer."""
         now = [owner.state.get(p) for owner, p in zip(self._owners, self._parameters, strict=True)]
         if not self._states or any(a is not b for a, b in zip(now, self._states, strict=True)):

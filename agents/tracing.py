@@ -66,8 +66,8 @@ def _is_identity(node: Node) -> bool:
     if node.target in ALIASES:
         return True
     if node.target is aten.mul.Scalar:
-        return node.args[1] == 1
+        return bool(node.args[1] == 1)
     source = node.args[0]
     if node.target not in RESHAPES or not isinstance(source, Node):
         return False
-    return source.meta["val"].shape == node.meta["val"].shape
+    return bool(source.meta["val"].shape == node.meta["val"].shape)

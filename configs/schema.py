@@ -130,8 +130,30 @@ class DQNConfig:
     parseval: float = option(0.0, "strength of the Parseval term added to every loss", minimum=0)
 
 
-AgentConfig = SACConfig | DQNConfig
-AGENT_CONFIGS: dict[str, type[AgentConfig]] = {"sac": SACConfig, "dqn": DQNConfig}
+@dataclass(frozen=True)
+class TD3Config:
+    """TD3; defaults are those of Fujimoto et al. 2018, arXiv 1802.09477, section 6.1."""
+
+    hidden_widths: tuple[int, ...] = option((400, 300), "hidden layers of actor and critics", minimum=1)
+    learning_rate: float = option(1e-3, "Adam step size of actor and critics", minimum=0)
+    gamma: float = option(0.99, "discount per env step", minimum=0, maximum=1)
+    policy_period: int = option(
+        2, "the actor and all targets change in every so many-th update only", "updates", minimum=1
+    )
+    target_tau: float = option(
+        0.005, "share of the online networks mixed into their targets when these change", minimum=0, maximum=1
+    )
+    target_noise: float = option(
+        0.2, "standard deviation of the noise on the target policy's actions", minimum=0
+    )
+    target_noise_clip: float = option(0.5, "largest size of that noise", minimum=0)
+    exploration_noise: float = option(0.1, "standard deviation of the noise on the actions taken", minimum=0)
+    l2_init: float = option(0.0, "strength of the L2 Init term added to every loss", minimum=0)
+    parseval: float = option(0.0, "strength of the Parseval term added to every loss", minimum=0)
+
+
+AgentConfig = SACConfig | DQNConfig | TD3Config
+AGENT_CONFIGS: dict[str, type[AgentConfig]] = {"sac": SACConfig, "dqn": DQNConfig, "td3": TD3Config}
 
 
 @dataclass(frozen=True)
@@ -144,7 +166,7 @@ class ResetConfig:
     at: tuple[int, ...] = option((), "further reset points", "env steps", minimum=1)
     warmup: int = option(0, "no reset before this", "env steps", minimum=0)
     until: int | None = option(None, "no periodic reset after this; null: to the end", "env steps", minimum=0)
-    networks: tuple[str, ...] = option((), "networks to reset (sac: actor, critic; dqn: q); empty: all")
+    networks: tuple[str, ...] = option((), "networks to reset (sac, td3: actor, critic; dqn: q); empty: all")
     temperature: str = option(
         "keep",
         "SAC's entropy coefficient at a reset: keep, or reset to init_temperature",

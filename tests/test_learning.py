@@ -17,11 +17,11 @@ def final_return(run_dir, *argv):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reset", ["none", "fire"])
-def test_sac_swings_the_pendulum_up(reset, tmp_path):
+@pytest.mark.parametrize(("algo", "reset"), [("sac", "none"), ("sac", "fire"), ("td3", "none")])
+def test_the_pendulum_is_swung_up(algo, reset, tmp_path):
     argv = (
         "--algo",
-        "sac",
+        algo,
         "--env",
         "Pendulum-v1",
         "--preset",

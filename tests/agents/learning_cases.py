@@ -12,14 +12,15 @@ from agents.numerics import FLOAT32
 from agents.replay import ReplayBuffer
 from agents.sac import SAC
 from agents.stack import Stack
-from configs.schema import DQNConfig, SACConfig
+from agents.td3 import TD3
+from configs.schema import DQNConfig, SACConfig, TD3Config
 
 OBS, ACTION, BATCH, ENVS = 5, 3, 8, 2
 CPU = torch.device("cpu")
 
 
 class Case:
-    """K agents of one kind (sac, dqn, pixels) with a replay, generators and a learner; ``capture`` None: eager."""
+    """K agents of an algorithm (``pixels``: DQN on frames) with replay and learner; ``capture`` None: eager."""
 
     def __init__(self, algo, capture, count=1, device=CPU, numerics=FLOAT32, act_capture=None):
         self.algo = algo
@@ -37,6 +38,9 @@ class Case:
         if self.algo == "sac":
             config = SACConfig(actor_width=8, critic_width=8, critic_blocks=1, learning_rate=3e-3)
             return SAC(config, OBS, ACTION, 500, seed, device, numerics, capture)
+        if self.algo == "td3":
+            config = TD3Config(hidden_widths=(16, 8))
+            return TD3(config, OBS, ACTION, seed, device, numerics, capture)
         config = DQNConfig(
             hidden_widths=(16, 8), learning_rate=1e-3, target_update_period=5, pixel_network="nips"
         )
@@ -47,7 +51,7 @@ class Case:
         options = {"gamma": 0.99, "n_step": 3, "device": device, "num_runs": count}
         if self.algo == "pixels":
             return FrameReplay(24, ENVS, (4, 84, 84), ACTION, **options)
-        shape = (ACTION,) if self.algo == "sac" else ()
+        shape = () if self.algo == "dqn" else (ACTION,)
         return ReplayBuffer(24, ENVS, (OBS,), shape, self.algo == "dqn", **options)
 
     def step(self):

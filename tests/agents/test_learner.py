@@ -7,6 +7,7 @@ import torch
 
 import agents.learner
 import agents.make
+from agents import AGENTS
 from agents.graphs import Places, StaticInputs, addresses, learning_tensors, rollback
 from configs import loader
 from fire.options import OPTIONS
@@ -51,7 +52,11 @@ def compare(one, other, resets=lambda case, step, batches: None, steps=8):
 
 
 CASES = [("dqn", *reset) for reset in RESETS]
-CASES += [("sac", name, {}) for name in ("full", "fire", "redo", "plasticity_injection", "cbp")]
+CASES += [
+    (algo, name, {})
+    for algo in ("sac", "td3")
+    for name in ("full", "fire", "redo", "plasticity_injection", "cbp")
+]
 
 
 @pytest.mark.parametrize(("algo", "reset", "options"), CASES)
@@ -75,7 +80,7 @@ def test_blocks_equal_single_updates_through_every_reset(algo, reset, options):
     compare(Case(algo, None), Case(algo, capture), resets)
 
 
-@pytest.mark.parametrize("algo", ["sac", "dqn"])
+@pytest.mark.parametrize("algo", list(AGENTS))
 def test_blocks_of_several_agents_equal_single_updates(algo):
     strategy = REGISTRY["fire"]()
 
@@ -91,7 +96,7 @@ def test_blocks_on_frames_equal_single_updates():
 
 
 def test_recorded_acting_equals_acting():
-    for algo in ("sac", "dqn"):
+    for algo in AGENTS:
         one, other = Case(algo, None), Case(algo, recorded, act_capture=recorded)
         reset = REGISTRY["plasticity_injection"]()
 
@@ -144,10 +149,11 @@ def test_update_pattern_are_the_updates_after_which_the_target_is_copied():
             copies.append(update)
     assert expected == tuple(copies) == (4, 9)
     assert Case("sac", None).agents[0].update_pattern(12) == ()
+    assert Case("td3", None).agents[0].update_pattern(5) == (1, 3)
 
 
 def test_updates_on_trial_leave_no_trace():
-    for algo in ("sac", "dqn"):
+    for algo in AGENTS:
         case = Case(algo, None)
         case.step()
         before = copy.deepcopy(case.agents[0].state_dict())
@@ -158,21 +164,22 @@ def test_updates_on_trial_leave_no_trace():
             case.agents[0].learn(batch, noise)
             assert case.agents[0].update_step == 1
         after = case.agents[0].state_dict()
+        created = []
         for name in case.agents[0].optimizers:
-            states = after.pop(name)["state"]
+            created += after.pop(name)["state"].values()
             before.pop(name)
-            assert states and all(not t.any() for state in states.values() for t in state.values())
+        assert created and all(not t.any() for state in created for t in state.values())
         if algo == "dqn":
             before.pop("noise")
         assert_same(before, after)
 
 
-@pytest.mark.parametrize("algo", ["sac", "dqn"])
+@pytest.mark.parametrize("algo", list(AGENTS))
 def test_places_are_unmoved_until_something_moves(algo):
     case = Case(algo, None)
     agent, slots = case.agents[0], case.agents[0].networks()
     case.step()
-    case.learner.learn(1)
+    case.learner.learn(2)  # TD3's actor begins to learn in the second
     saved = copy.deepcopy(agent.state_dict())
     batch = case.replay.run(0).gather(torch.arange(2).repeat(4))
     moves = {
@@ -205,7 +212,7 @@ def test_static_inputs_keep_their_place_and_take_every_value():
     assert [t.data_ptr() for t in static.tensors] == places
 
 
-@pytest.mark.parametrize("algo", ["sac", "dqn"])
+@pytest.mark.parametrize("algo", list(AGENTS))
 def test_gather_takes_the_rings_position_as_tensors(algo):
     case = Case(algo, None)
     for _ in range(17):

@@ -10,11 +10,11 @@ import torch
 from agents import fused
 from agents.dqn import DQN
 from agents.learner import run_losses
+from agents.make import AGENTS
 from agents.replay import Batch
-from agents.sac import SAC
 from agents.stack import Stack
 from agents.tracing import trace
-from configs.schema import DQNConfig, SACConfig
+from configs.schema import DQNConfig, SACConfig, TD3Config
 from fire.options import OPTIONS
 from fire.resets.registry import REGISTRY, reset_networks
 
@@ -22,16 +22,15 @@ OBS, ACTION, BATCH = 5, 3, 16
 CPU = torch.device("cpu")
 SAC_CONFIG = SACConfig(actor_width=8, critic_width=12, critic_blocks=1, learning_rate=3e-3)
 DQN_CONFIG = DQNConfig(hidden_widths=(16, 8), learning_rate=1e-3, target_update_period=3)
-ALGOS = ("sac", "dqn")
+TD3_CONFIG = TD3Config(hidden_widths=(16, 8))
+CONFIGS = {"sac": SAC_CONFIG, "dqn": DQN_CONFIG, "td3": TD3_CONFIG}
+ALGOS = tuple(AGENTS)
 
 
 def agent(algo, seed, **options):
-    config = dataclasses.replace({"sac": SAC_CONFIG, "dqn": DQN_CONFIG}[algo], **options)
-    made = (
-        SAC(config, OBS, ACTION, 500, seed, CPU)
-        if algo == "sac"
-        else DQN(config, (OBS,), ACTION, 0, 100, seed, CPU)
-    )
+    config = dataclasses.replace(CONFIGS[algo], **options)
+    sizes = {"sac": (OBS, ACTION, 500), "dqn": ((OBS,), ACTION, 0, 100), "td3": (OBS, ACTION)}[algo]
+    made = AGENTS[algo].agent(config, *sizes, seed, CPU)
     made.observe(np.random.default_rng(seed).normal(size=(40, OBS)).astype(np.float32))
     return made
 
@@ -98,7 +97,7 @@ def test_each_agent_equals_its_single_run_across_a_reset(algo, reset, options):
 def test_agents_learn_differently_and_their_parameters_keep_one_storage(algo):
     stacked = [agent(algo, seed) for seed in range(2)]
     stack = Stack(stacked)
-    (name, _), *_ = stacked[0].networks().items()
+    *_, name = stacked[0].networks()  # TD3 leaves its actor as it is in the first update
     parameters = [next(iter(m.networks()[name].module.parameters())) for m in stacked]
     storage = {p.untyped_storage().data_ptr() for p in parameters}
     assert len(storage) == 1
