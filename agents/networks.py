@@ -49,15 +49,19 @@ class ObservationNormalizer(nn.Module):
 
     @torch.no_grad()
     def update(self, obs: Tensor) -> None:
-        """Merge a batch ``(B, D)`` into the statistics (Chan et al. 1983, parallel variance)."""
+        """Merge a batch ``(B, D)`` into the statistics (Chan et al. 1983, parallel variance).
+
+        Statistics of K agents at once have a leading K, as the batch then has.
+        """
         batch = obs.to(torch.float64)
-        size = batch.shape[0]
-        delta = batch.mean(0) - self.mean
-        total = self.count + size
-        within = self.var * self.count + batch.var(0, unbiased=False) * size
-        self.var.copy_((within + delta.square() * self.count * size / total) / total)
+        size = batch.shape[-2]
+        count = self.count[..., None]
+        delta = batch.mean(-2) - self.mean
+        total = count + size
+        within = self.var * count + batch.var(-2, unbiased=False) * size
+        self.var.copy_((within + delta.square() * count * size / total) / total)
         self.mean.add_(delta * size / total)
-        self.count.copy_(total)
+        self.count.add_(size)
         self.shift.copy_(self.mean)
         self.scale.copy_((self.var + 1e-8).rsqrt())
 

@@ -13,6 +13,7 @@ network after the other (results/throughput.md).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from agents.base import Agent, Loss
 from agents.graphs import HostCall
+from agents.networks import ObservationNormalizer
 from agents.replay import Batch
 from agents.tracing import Function, trace
 
@@ -44,8 +46,6 @@ class Stack:
 
     def observe(self, obs: np.ndarray) -> None:
         """Take note of the observations ``(K, N, ...)`` about to be acted on (input statistics)."""
-        if len(self.agents) > 1:
-            self.restack()
         for runs, stacked in self._groups:
             if stacked is None:
                 self.agents[runs[0]].observe(obs[runs[0]])
@@ -132,15 +132,21 @@ class _Stacked:
             )
             for name, module in first.optimizers.items()
         }
+        self._normalizer = None if first.normalizer is None else self._stacked_normalizer(first.normalizer)
         self._pairs: dict[tuple[str, str], tuple[list[Tensor], list[Tensor]]] = {}
         self._traced: dict[Hashable, tuple[Function, list[pytree.TreeSpec]]] = {}
         self._recorded: HostCall | None = None
 
+    def _stacked_normalizer(self, one: ObservationNormalizer) -> ObservationNormalizer:
+        """The agents' normalisers as one, whose statistics have a leading K."""
+        names = {buffer: name for name, buffer in self._bundle.named_buffers()}
+        stacked = copy.copy(one)
+        stacked._buffers = {leaf: self._tensors[names[buffer]] for leaf, buffer in one.named_buffers()}
+        return stacked
+
     def observe(self, obs: np.ndarray) -> None:
-        if self._first.normalizer is not None:
-            seen = torch.as_tensor(obs, dtype=torch.float32, device=self._first.device)
-            with torch.no_grad():
-                self._run(self._first.normalizer.update, None, seen)
+        if self._normalizer is not None:
+            self._normalizer.update(torch.as_tensor(obs, dtype=torch.float32, device=self._first.device))
 
     def act(self, obs: np.ndarray, env_step: int) -> np.ndarray:
         first = self._first
