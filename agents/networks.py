@@ -58,7 +58,11 @@ class ObservationNormalizer(nn.Module):
         count = self.count[..., None]
         delta = batch.mean(-2) - self.mean
         total = count + size
-        within = self.var * count + batch.var(-2, unbiased=False) * size
+        within = self.var * count
+        if (
+            size > 1
+        ):  # a single observation has no variance, and finding that out takes as long as all the rest
+            within += batch.var(-2, unbiased=False) * size
         self.var.copy_((within + delta.square() * count * size / total) / total)
         self.mean.add_(delta * size / total)
         self.count.add_(size)
@@ -208,16 +212,20 @@ class ResidualBlock(nn.Module):
 
 
 class SimbaEncoder(nn.Sequential):
-    """Linear embedding, residual blocks, layer norm; no activation after the first or the last layer."""
+    """Layers ``embed``, ``block1``, ..., ``norm``: linear embedding, residual blocks, layer norm.
+
+    There is no activation after the first or the last.
+    """
 
     def __init__(
         self, in_features: int, width: int, num_blocks: int, ensemble_size: int | None = None
     ) -> None:
-        super().__init__(
-            _linear(in_features, width, ensemble_size, "orthogonal"),
-            *(ResidualBlock(width, ensemble_size) for _ in range(num_blocks)),
-            _layer_norm(width, ensemble_size),
-        )
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        layers["embed"] = _linear(in_features, width, ensemble_size, "orthogonal")
+        for number in range(1, num_blocks + 1):
+            layers[f"block{number}"] = ResidualBlock(width, ensemble_size)
+        layers["norm"] = _layer_norm(width, ensemble_size)
+        super().__init__(layers)
 
 
 class SimbaActor(nn.Module):
@@ -262,19 +270,32 @@ class SimbaCritic(nn.Module):
         return self.value(self.encoder(inputs.expand(self.ensemble_size, -1, -1))).squeeze(-1)
 
 
+def mlp(sizes: Sequence[int], ensemble_size: int | None = None) -> nn.Sequential:
+    """ReLU layers ``hidden1``, ``hidden2``, ... and ``output`` between ``sizes``, or an ensemble of such networks.
+
+    Weights and biases are uniform within 1 / sqrt(fan in), PyTorch's own distribution.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for number, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes), start=1):
+        last = number == len(sizes) - 1
+        if ensemble_size is None:
+            layer: nn.Module = (OutputLinear if last else nn.Linear)(fan_in, fan_out)
+        else:
+            layer = (EnsembleOutputLinear if last else EnsembleLinear)(ensemble_size, fan_in, fan_out)
+            for parameter in layer.parameters():
+                nn.init.uniform_(parameter, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+        layers |= {"output": layer} if last else {f"hidden{number}": layer, f"relu{number}": nn.ReLU()}
+    return nn.Sequential(layers)
+
+
 class MLPQNetwork(nn.Sequential):
-    """Observation ``(B, D)`` to Q-values ``(B, num_actions)``: ReLU layers, Xavier-uniform weights, zero biases.
+    """Observation ``(B, D)`` to Q-values ``(B, num_actions)``: the layers of ``mlp``, Xavier-uniform, zero biases.
 
     The initialisation is that of the FIRE and ReDo protocols (Sokar et al. 2023, arXiv 2302.12902).
     """
 
     def __init__(self, obs_dim: int, num_actions: int, widths: Sequence[int]) -> None:
-        layers: list[nn.Module] = []
-        sizes = [obs_dim, *widths]
-        for fan_in, fan_out in itertools.pairwise(sizes):
-            layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
-        layers.append(OutputLinear(sizes[-1], num_actions))
-        super().__init__(*layers)
+        super().__init__(OrderedDict(mlp([obs_dim, *widths, num_actions]).named_children()))
         self.apply(_xavier_uniform)
 
 

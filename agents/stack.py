@@ -205,7 +205,7 @@ class _Stacked:
         if key not in self._traced:
             self._traced[key] = self._trace(function, module, inputs, flat)
         run, outputs = self._traced[key]
-        results = run(*self._tensors.values(), *flat)
+        results = run(*flat)
         return pytree.tree_unflatten(results, outputs[0])
 
     def _trace(
@@ -240,9 +240,8 @@ class _Stacked:
             outputs[:] = [spec]
             return results
 
-        everything = (*self._tensors.values(), *flat)
         with torch.inference_mode(False):
-            run = trace(all_of_them, everything)
+            run = trace(all_of_them, list(self._tensors.values()), flat)
         return run, outputs
 
 

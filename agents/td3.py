@@ -6,9 +6,6 @@ One update: critics on a smoothed, clipped double-Q target; in every second one 
 from __future__ import annotations
 
 import copy
-import itertools
-import math
-from collections import OrderedDict
 from functools import partial
 from typing import Any, ClassVar
 
@@ -18,28 +15,13 @@ from torch import Tensor, nn
 
 from agents.base import Agent, Step, probe_noise
 from agents.graphs import Capture
-from agents.networks import EnsembleLinear, EnsembleOutputLinear, OutputLinear
+from agents.networks import mlp
 from agents.numerics import FLOAT32, Numerics
 from agents.replay import Batch
 from configs.schema import Config, TD3Config
 from fire.network.slot import NetworkSlot
 
 NUM_CRITICS = 2
-
-
-def mlp(sizes: list[int], ensemble_size: int | None = None) -> nn.Sequential:
-    """ReLU layers ``hidden1``, ... and ``output``; weights and biases uniform within 1 / sqrt(fan in), PyTorch's."""
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for number, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes), start=1):
-        last = number == len(sizes) - 1
-        if ensemble_size is None:
-            layer: nn.Module = (OutputLinear if last else nn.Linear)(fan_in, fan_out)
-        else:
-            layer = (EnsembleOutputLinear if last else EnsembleLinear)(ensemble_size, fan_in, fan_out)
-            for parameter in layer.parameters():
-                nn.init.uniform_(parameter, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
-        layers |= {"output": layer} if last else {f"hidden{number}": layer, f"relu{number}": nn.ReLU()}
-    return nn.Sequential(layers)
 
 
 class TD3(Agent):

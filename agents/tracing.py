@@ -7,6 +7,7 @@ themselves, gradients included, are found once and then run one after the other.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,30 +30,54 @@ NOT_TRACEABLE = (
     UnsupportedOperatorException,
 )
 aten = torch.ops.aten
+# Operations that look at a tensor's own memory.
+VIEWS = (aten.view.default, aten.expand.default, aten.transpose.int, aten.t.default, aten.permute.default)
 # Operations that return their first argument as it is, where shapes (or the factor) say so.
 ALIASES = (aten.detach.default, aten.alias.default)
 RESHAPES = (aten.view.default, aten.expand.default, aten._unsafe_view.default)
 
 
-def trace(function: Function, inputs: Sequence[Tensor]) -> Function:
-    """Return ``function``, which takes tensors like ``inputs`` and returns a list, as its operations alone.
+def trace(function: Function, fixed: Sequence[Tensor], inputs: Sequence[Tensor]) -> Function:
+    """Return ``function`` of tensors like ``inputs``, as its operations alone; ``fixed`` are its first arguments.
 
-    They are the same on the same values, so that results are equal bit for bit. A function that decides by the value of
-    a tensor, or cannot be traced for another reason, is returned as it is.
+    The operations are the same on the same values, so that results are equal bit for bit. Views of ``fixed``, which
+    change in place only, are taken once. A function that decides by the value of a tensor, or cannot be traced for
+    another reason, is run as it is.
     """
     try:
-        module = make_fx(function, tracing_mode="fake")(*inputs)  # runs on shapes alone and changes no tensor
+        module = make_fx(function, tracing_mode="fake")(*fixed, *inputs)  # on shapes alone, changes no tensor
     except NOT_TRACEABLE:
-        return function
+        return partial(function, *fixed)
     _drop_identities(module.graph)
+    known = _take_views(module.graph, fixed)
     module.recompile()
     run = module.forward
 
     def traced(*tensors: Tensor) -> list[Tensor]:
         with torch.no_grad():
-            return run(*tensors)
+            return run(*known, *tensors)
 
     return traced
+
+
+def _take_views(graph: Graph, fixed: Sequence[Tensor]) -> list[Tensor]:
+    """Make the views of the first arguments ``fixed`` arguments themselves; return all that now come first."""
+    first = [node for node in graph.nodes if node.op == "placeholder"][len(fixed) :]
+    known: dict[Node, Tensor] = dict(zip(graph.nodes, fixed, strict=False))
+    for node in list(graph.nodes):
+        sources = node.all_input_nodes
+        if node.op == "call_function" and node.target in VIEWS and all(source in known for source in sources):
+            view = node.target(known[sources[0]], *node.args[1:])
+            with graph.inserting_before(first[0] if first else node):
+                argument = graph.placeholder(f"view{len(known)}")
+            node.replace_all_uses_with(argument)
+            graph.erase_node(node)
+            known[argument] = view
+    unused = [node for node in known if not node.users]
+    for node in unused:
+        graph.erase_node(node)
+        del known[node]
+    return list(known.values())
 
 
 def _drop_identities(graph: Graph) -> None:

@@ -1,6 +1,6 @@
 """Speed beside the others and beside the machine: SAC updates, agents trained together, the training loop, a reset.
 
-    python -m benchmarks.throughput [--parts update agents training reset] [--rounds 12] [--updates 2] [--json FILE]
+    python -m benchmarks.throughput [--parts update agents ...] [--rounds 12] [--updates 2] [--json FILE]
     python -m benchmarks.throughput --parts update --simba PATH
 
 update      one SAC update at SimBa's widths, all contenders in turns on one thread:
@@ -17,6 +17,8 @@ update      one SAC update at SimBa's widths, all contenders in turns on one thr
   may exceed 1
 agents      one update of K agents as ``--num-agents`` makes it, against K single updates; on CUDA also one graph of K
             agents at SimBa's widths against the graph of one
+stack       a step of K small DQNs as one program against that of one, K = 1, 5 and 12: acting, storing, and the updates
+            of a step apart (MLP 128-128, 16 environments, minibatches of 64, 8 updates a step)
 training    the training loop end to end over numbers of threads (benchmarks/training.py)
 reset       a FIRE reset of the SAC agent in env steps and updates (benchmarks/reset.py)
 
@@ -44,7 +46,8 @@ import torch
 from agents import Batch, ReplayBuffer
 from agents.dqn import DQN
 from agents.graphs import capture
-from agents.learner import make_learner
+from agents.learner import GraphLearner, Learner, make_learner
+from agents.numerics import FLOAT32
 from agents.sac import SAC
 from agents.stack import Stack
 from benchmarks import rivals, training
@@ -56,7 +59,8 @@ from configs import loader
 from configs.schema import DQNConfig, SACConfig
 
 SIZE = 2048
-PARTS = ("update", "agents", "training", "reset")
+PARTS = ("update", "agents", "stack", "training", "reset")
+RUNS = (1, 5, 12)  # agents of the stacks compared
 IN_PYTORCH = ("ours", "captured", "captured, tf32", "cleanrl", "leanrl", "sb3")
 
 
@@ -175,10 +179,10 @@ def several(args: argparse.Namespace) -> dict[str, object]:
         batches = [make_batch(seed, actions, args.device) for seed in range(number)]
         alone = [make(seed) for seed in range(number)]
         stack = Stack([make(seed) for seed in range(number)])
-        stacked = Batch(*map(torch.stack, zip(*batches, strict=True)))
+        joined = Batch(*map(torch.stack, zip(*batches, strict=True)))
         contenders = {
-            "together": lambda stack=stack, stacked=stacked: stack.update(
-                stacked, stack.draw(BATCH).to(args.device)
+            "together": lambda stack=stack, joined=joined: stack.update(
+                joined, stack.draw(BATCH).to(args.device)
             ),
             "alone": lambda alone=alone, batches=batches: [
                 agent.learn(batch) for agent, batch in zip(alone, batches, strict=True)
@@ -190,6 +194,49 @@ def several(args: argparse.Namespace) -> dict[str, object]:
             "alone_milliseconds": 1e3 * statistics.median(seconds["alone"]),
             "together_is_faster_by": ratio(seconds["together"], seconds["alone"]),
         }
+    return figures
+
+
+def stack_step(num_runs: int, device: str) -> dict[str, Callable[[], object]]:
+    """What the loop asks for in a step of ``num_runs`` small DQNs, environments aside."""
+    num_envs, obs_dim, actions, batch_size, updates = 16, 4, 2, 64, 8
+    config = DQNConfig(hidden_widths=(128, 128))
+    where = torch.device(device)
+    stack = Stack([DQN(config, (obs_dim,), actions, 0, 100, seed, where) for seed in range(num_runs)])
+    replay = ReplayBuffer(10_000, num_envs, (obs_dim,), (), True, 0.99, device=device, num_runs=num_runs)
+    random, columns = np.random.default_rng(0), num_runs * num_envs
+    obs, next_obs = random.normal(size=(2, columns, obs_dim)).astype(np.float32)
+    action, reward = random.integers(actions, size=columns), random.normal(size=columns).astype(np.float32)
+    row = (obs, action, reward, random.random(columns) < 0.05, np.zeros(columns, bool), next_obs)
+    for _ in range(50):
+        replay.add(*row)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(num_runs)]
+    record = capture if device == "cuda" else None
+    learning = (stack, replay, generators, batch_size, FLOAT32)
+    learner = Learner(*learning) if record is None else GraphLearner(*learning, record)
+    seen = obs.reshape(num_runs, num_envs, obs_dim)
+    return {
+        "act": lambda: stack.act(seen, 50),
+        "store": lambda: replay.add(*row),
+        "update": lambda: learner.learn(updates),
+    }
+
+
+def stacked(args: argparse.Namespace) -> dict[str, object]:
+    """Milliseconds of a step by number of agents, and all of it in units of one agent's."""
+    steps = {number: stack_step(number, args.device) for number in RUNS}
+    calls = {f"{part} {number}": call for number, step in steps.items() for part, call in step.items()}
+    seconds = take_turns(calls, args.rounds, args.updates, args.device)
+    parts = list(steps[1])
+    totals = {
+        number: [sum(each) for each in zip(*(seconds[f"{part} {number}"] for part in parts), strict=True)]
+        for number in RUNS
+    }
+    figures: dict[str, object] = {}
+    for number in RUNS:
+        milliseconds = {part: 1e3 * statistics.median(seconds[f"{part} {number}"]) for part in parts}
+        in_units = ratio(totals[1], totals[number])
+        figures[f"{number} agents"] = {"milliseconds": milliseconds, "in_steps_of_one": in_units}
     return figures
 
 
@@ -228,6 +275,7 @@ def main() -> None:
     measures: dict[str, Callable[[], object]] = {
         "update": lambda: single(args),
         "agents": lambda: {"number": args.agents, **several(args)},
+        "stack": lambda: stacked(args),
         "training": lambda: training.measure(args.cases, args.threads, args.repeats, args.device),
         "reset": lambda: agent_cost(args.repeats, args.device),
     }

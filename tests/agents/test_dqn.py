@@ -103,9 +103,9 @@ def test_state_round_trip_continues_bit_for_bit():
 
 
 def test_seeds_decide_the_first_weights():
-    assert torch.equal(make().q[0].weight, make().q[0].weight)
-    assert not torch.equal(make().q[0].weight, make(seed=1).q[0].weight)
+    assert torch.equal(make().q.hidden1.weight, make().q.hidden1.weight)
+    assert not torch.equal(make().q.hidden1.weight, make(seed=1).q.hidden1.weight)
     agent = make()
-    first = agent.q[0].weight.clone()
+    first = agent.q.hidden1.weight.clone()
     agent.learn(batch())
     assert torch.equal(agent.networks()["q"].initial()[0].weight, first)

@@ -93,12 +93,12 @@ def test_simba_critic_equals_the_formula_written_out():
     for member in range(2):
         w = {name: value[member] for name, value in state.items() if not name.startswith("normalizer")}
         x = torch.cat([((obs - normalizer.mean) / (normalizer.var + 1e-8).sqrt()).float(), action], dim=1)
-        x = x @ w["encoder.0.weight"].T + w["encoder.0.bias"]
-        for block in ("encoder.1", "encoder.2"):
+        x = x @ w["encoder.embed.weight"].T + w["encoder.embed.bias"]
+        for block in ("encoder.block1", "encoder.block2"):
             h = F.layer_norm(x, (8,), w[f"{block}.norm.weight"], w[f"{block}.norm.bias"], eps=1e-6)
             h = torch.clamp(h @ w[f"{block}.expand.weight"].T + w[f"{block}.expand.bias"], min=0)
             x = x + h @ w[f"{block}.project.weight"].T + w[f"{block}.project.bias"]
-        x = F.layer_norm(x, (8,), w["encoder.3.weight"], w["encoder.3.bias"], eps=1e-6)
+        x = F.layer_norm(x, (8,), w["encoder.norm.weight"], w["encoder.norm.bias"], eps=1e-6)
         expected = (x @ w["value.weight"].T + w["value.bias"]).squeeze(1)
         torch.testing.assert_close(critic(obs, action)[member], expected, rtol=1e-4, atol=1e-4)
 
@@ -106,10 +106,10 @@ def test_simba_critic_equals_the_formula_written_out():
 def test_initialisation_is_orthogonal_and_he_normal_per_member():
     torch.manual_seed(0)
     encoder = SimbaEncoder(40, 128, 1, ensemble_size=2)
-    for weight in encoder[0].weight:  # 128 x 40: orthonormal columns
+    for weight in encoder.embed.weight:  # 128 x 40: orthonormal columns
         torch.testing.assert_close(weight.T @ weight, torch.eye(40), rtol=0, atol=1e-5)
-    assert not torch.equal(encoder[0].weight[0], encoder[0].weight[1])
-    for weight, fan_in in ((encoder[1].expand.weight, 128), (encoder[1].project.weight, 512)):
+    assert not torch.equal(encoder.embed.weight[0], encoder.embed.weight[1])
+    for weight, fan_in in ((encoder.block1.expand.weight, 128), (encoder.block1.project.weight, 512)):
         std = math.sqrt(2.0 / fan_in)
         # 131,072 draws: the relative standard error of the standard deviation is about 0.2 %.
         assert weight.std().item() == pytest.approx(std, rel=0.01)

@@ -103,11 +103,11 @@ def test_bf16_agents_trained_together_equal_single_ones(algo):
 def test_output_layers_are_computed_in_float32():
     q = agent("dqn", BF16).q
     hidden = []
-    q[-1].register_forward_pre_hook(lambda module, args: hidden.append(args[0]))
+    q.output.register_forward_pre_hook(lambda module, args: hidden.append(args[0]))
     with torch.autocast("cpu", torch.bfloat16):
         values = q(batch("dqn").obs)
     assert hidden[0].dtype == torch.bfloat16 and values.dtype == torch.float32
-    assert torch.equal(values, torch.nn.functional.linear(hidden[0].float(), q[-1].weight, q[-1].bias))
+    assert torch.equal(values, torch.nn.functional.linear(hidden[0].float(), q.output.weight, q.output.bias))
 
 
 def test_tf32_is_refused_where_there_is_no_cuda(capsys):

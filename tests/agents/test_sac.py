@@ -109,11 +109,11 @@ class PlainCritic(torch.nn.Module):
         def norm(x, name):
             return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-6)
 
-        x = linear(inputs, "encoder.0")
-        for block in ("encoder.1", "encoder.2"):
+        x = linear(inputs, "encoder.embed")
+        for block in ("encoder.block1", "encoder.block2"):
             hidden = torch.relu(linear(norm(x, f"{block}.norm"), f"{block}.expand"))
             x = x + linear(hidden, f"{block}.project")
-        return linear(norm(x, "encoder.3"), "value").squeeze(-1)
+        return linear(norm(x, "encoder.norm"), "value").squeeze(-1)
 
 
 def test_updates_equal_two_separate_critics_with_autograds_own_gradients():

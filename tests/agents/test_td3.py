@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from agents.networks import mlp
 from agents.replay import Batch
-from agents.td3 import TD3, mlp
+from agents.td3 import TD3
 from configs.schema import TD3Config
 
 OBS, ACTION, BATCH = 4, 2, 8

@@ -60,14 +60,22 @@ def test_traffic_counts_every_array_of_the_optimizers_and_the_target():
 
 def test_a_group_of_agents_is_updated_as_the_loop_does_it():
     flags = "--agent.critic-width 8 --agent.critic-blocks 0 --agent.actor-width 8 --agent.actor-blocks 0"
-    batches, losses = throughput.learner_update("cpu", *flags.split(), agents=3)()
-    assert len(batches) == len(losses) == 3
+    batch, losses = throughput.learner_update("cpu", *flags.split(), agents=3)()
+    assert len(batch.obs) == len(losses["critic_loss"]) == 3
 
 
 def test_an_update_as_the_loop_makes_it_can_be_timed():
     flags = "--agent.critic-width 8 --agent.critic-blocks 0 --agent.actor-width 8 --agent.actor-blocks 0"
-    batches, losses = throughput.learner_update("cpu", *flags.split())()
-    assert batches[0].obs.shape == (rivals.BATCH, rivals.OBS) and losses[0]["critic_loss"].isfinite()
+    batch, losses = throughput.learner_update("cpu", *flags.split())()
+    assert batch.obs.shape == (1, rivals.BATCH, rivals.OBS) and losses["critic_loss"].isfinite()
+
+
+def test_a_step_of_stacked_agents_acts_stores_and_learns():
+    step = throughput.stack_step(2, "cpu")
+    assert step["act"]().shape == (2, 16)
+    step["store"]()
+    batch, losses = step["update"]()
+    assert batch.obs.shape == (2, 64, 4) and losses["loss"].shape == (2,)
 
 
 def test_every_contender_takes_its_turns_and_ratios_are_paired():
@@ -87,7 +95,7 @@ def test_the_training_loop_is_timed_after_its_first_updates(monkeypatch):
 
 
 def test_the_command_runs_every_part_it_is_asked_for(monkeypatch, capsys):
-    for name in ("single", "several"):
+    for name in ("single", "several", "stacked"):
         monkeypatch.setattr(throughput, name, lambda args, name=name: {"part": name})
     monkeypatch.setattr(throughput, "agent_cost", lambda repeats, device: {"repeats": repeats})
     monkeypatch.setattr(training, "measure", lambda *options: options)
@@ -97,4 +105,5 @@ def test_the_command_runs_every_part_it_is_asked_for(monkeypatch, capsys):
     throughput.main()
     record = json.loads(capsys.readouterr().out)
     assert record["update"] == {"part": "single"} and record["agents"] == {"number": 4, "part": "several"}
+    assert record["stack"] == {"part": "stacked"}
     assert record["training"] == [["sac-quick"], [1], 2, "cpu"] and record["reset"] == {"repeats": 2}
