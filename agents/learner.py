@@ -1,12 +1,14 @@
-"""The gradient updates owed after a step, for one agent or for several as one batched program."""
+"""The agents of a program, one or several: acting as one, and the gradient updates owed after a step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from agents.base import Agent
 from agents.graphs import Capture, Places, StaticInputs, pick_capture, rollback
 from agents.numerics import Numerics
 from agents.replay import Batch, Replay
@@ -22,11 +24,115 @@ def run_losses(losses: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
     return {name: values[k] for name, values in losses.items()}
 
 
+class Agents:
+    """Agents: K agents of one algorithm that act and learn as one.
+
+    They are stacked (agents/stack.py) where that is faster, and anew when a network's structure has changed: agents
+    whose networks differ, because a reset has added parameters to some, form stacks of their own. Networks for frames
+    are not stacked: convolutions of several networks at once become grouped ones, which take longer than one network
+    after the other (results/throughput.md). One agent works as it would alone. All arrays and tensors begin with K.
+
+    Args:
+        agents: at least one, of one class, with equal configurations; their seeds differ. They hold the state they go
+            on from (after a checkpoint was loaded): from now on their parameters are views, which in-place changes
+            keep.
+    """
+
+    def __init__(self, agents: Sequence[Agent]) -> None:
+        self.agents = list(agents)
+        self._group()
+
+    def observe(self, obs: np.ndarray) -> None:
+        """Take note of the observations ``(K, N, ...)`` about to be acted on (input statistics)."""
+        for runs, stacked in self._groups:
+            if stacked is None:
+                self.agents[runs[0]].observe(obs[runs[0]])
+            else:
+                stacked.observe(obs[runs])
+
+    def act(self, obs: np.ndarray, env_step: int) -> np.ndarray:
+        """Exploring actions ``(K, N, ...)`` for ``obs (K, N, ...)``, each agent's drawn from its own stream."""
+        if len(self.agents) > 1:
+            self.restack()
+        actions = [
+            self.agents[runs[0]].act(obs[runs[0]], env_step)[None]
+            if stacked is None
+            else stacked.act(obs[runs], env_step)
+            for runs, stacked in self._groups
+        ]
+        return actions[0] if len(actions) == 1 else np.concatenate(actions)[self._order]
+
+    def draw(self, batch_size: int) -> Tensor:
+        """The random numbers of one update ``(K, ...)``, on the CPU, each agent's from its own stream."""
+        return torch.stack([agent.draw(batch_size) for agent in self.agents])
+
+    def update(self, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
+        """One update of every agent on its own transitions ``(K, B, ...)``; returns losses ``(K,)`` by name.
+
+        ``noise`` is what ``draw`` returned, on the agents' device.
+        """
+        if len(self.agents) > 1:
+            self.restack()
+        found = []
+        for runs, stacked in self._groups:
+            if stacked is None:
+                (k,) = runs
+                losses = self.agents[k].learn(batch.run(k), noise[k])
+                found.append({name: value.unsqueeze(0) for name, value in losses.items()})
+            elif len(runs) == len(self.agents):
+                found.append(stacked.update(batch, noise))
+            else:
+                found.append(stacked.update(Batch(*(tensor[runs] for tensor in batch)), noise[runs]))
+        if len(found) == 1:
+            return found[0]
+        order = torch.from_numpy(self._order)
+        return {name: torch.cat([part[name] for part in found])[order] for name in found[0]}
+
+    def restack(self) -> None:
+        """Stack the agents anew if a structural reset or a checkpoint has changed one since; it moves tensors."""
+        if any(
+            group["params"] is not known
+            for optimizer, lists in self._known
+            for group, known in zip(optimizer.param_groups, lists, strict=True)
+        ):
+            self._group()
+
+    def _group(self) -> None:
+        """Stack the agents whose networks have the same parameters."""
+        groups: dict[Hashable, list[int]] = {}
+        for k, agent in enumerate(self.agents):
+            groups.setdefault(k if _has_convolutions(agent) else _structure(agent), []).append(k)
+        self._groups = [
+            (runs, Stack([self.agents[k] for k in runs]) if len(runs) > 1 else None)
+            for runs in groups.values()
+        ]
+        self._order = np.argsort([k for runs, _ in self._groups for k in runs])
+        optimizers = [getattr(agent, name) for agent in self.agents for name in agent.optimizers]
+        self._known = [(optimizer, [g["params"] for g in optimizer.param_groups]) for optimizer in optimizers]
+
+
+def _structure(agent: Agent) -> Hashable:
+    """Names and shapes of all parameters, and which of them learn."""
+    return tuple(
+        (network, name, tuple(parameter.shape), parameter.requires_grad)
+        for network, slot in agent.networks().items()
+        for name, parameter in slot.module.named_parameters()
+    )
+
+
+def _has_convolutions(agent: Agent) -> bool:
+    return any(
+        isinstance(module, nn.Conv2d)
+        for slot in agent.networks().values()
+        for module in slot.module.modules()
+    )
+
+
 class Learner:
     """Makes updates one after the other.
 
     Args:
-        stack: K agents.
+        agents: K agents.
         replay: their transitions.
         generators: the CPU generator of each agent's minibatches.
         batch_size: transitions of a minibatch.
@@ -35,13 +141,13 @@ class Learner:
 
     def __init__(
         self,
-        stack: Stack,
+        agents: Agents,
         replay: Replay,
         generators: Sequence[torch.Generator],
         batch_size: int,
         numerics: Numerics,
     ) -> None:
-        self.stack = stack
+        self.agents = agents
         self.replay = replay
         self.generators = generators
         self.batch_size = batch_size
@@ -56,8 +162,8 @@ class Learner:
         with self.products:
             for _ in range(count):
                 batch = self.replay.gather(self.replay.draw(self.batch_size, self.generators))
-                noise = self.stack.draw(self.batch_size).to(self.replay.device)
-                losses |= self.stack.update(batch, noise)
+                noise = self.agents.draw(self.batch_size).to(self.replay.device)
+                losses |= self.agents.update(batch, noise)
         return batch, losses
 
 
@@ -70,33 +176,33 @@ class GraphLearner(Learner):
     tensor. What ``learn`` returns is overwritten by a later call.
 
     Args:
-        stack, replay, generators, batch_size, numerics: see :class:`Learner`.
+        agents, replay, generators, batch_size, numerics: see :class:`Learner`.
         capture: makes a graph of a function.
     """
 
     def __init__(
         self,
-        stack: Stack,
+        agents: Agents,
         replay: Replay,
         generators: Sequence[torch.Generator],
         batch_size: int,
         numerics: Numerics,
         capture: Capture,
     ) -> None:
-        super().__init__(stack, replay, generators, batch_size, numerics)
+        super().__init__(agents, replay, generators, batch_size, numerics)
         self._capture = capture
         self._inputs: dict[int, StaticInputs] = {}  # by number of updates
         self._blocks: dict[tuple[int, tuple[int, ...]], Callable[[], Learned]] = {}
         self._places: Places | None = None  # of the blocks' tensors
 
     def learn(self, count: int) -> Learned:
-        agents = self.stack.agents
+        agents = self.agents.agents
         drawn = self._draw(count)
         if count not in self._inputs:
             self._inputs[count] = StaticInputs(drawn, self.replay.device)
         inputs = self._inputs[count]
         inputs.fill(drawn)
-        self.stack.restack()  # here, since it moves tensors
+        self.agents.restack()  # here, since it moves tensors
         if self._places is None or not self._places.unmoved():
             self._blocks.clear()
         pattern = count, agents[0].update_pattern(count)
@@ -117,35 +223,35 @@ class GraphLearner(Learner):
         return batch, dict(losses)
 
     def _count_updates(self, number: int) -> None:
-        for agent in self.stack.agents:
+        for agent in self.agents.agents:
             agent.update_step = number
 
     def _draw(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Indices ``(count, K, B)``, noise ``(count, K, ...)`` and the replay's ``span``, on the CPU."""
         index = [self.replay.draw(self.batch_size, self.generators) for _ in range(count)]
-        noise = [self.stack.draw(self.batch_size) for _ in range(count)]
+        noise = [self.agents.draw(self.batch_size) for _ in range(count)]
         return torch.stack(index), torch.stack(noise), self.replay.span
 
     def _block(self, index: Tensor, noise: Tensor, span: Tensor) -> Learned:
         losses: dict[str, Tensor] = {}
         for one_index, one_noise in zip(index, noise, strict=True):
             batch = self.replay.gather(one_index, span)
-            losses |= self.stack.update(batch, one_noise)
+            losses |= self.agents.update(batch, one_noise)
         return batch, losses
 
 
 def make_learner(
-    stack: Stack, replay: Replay, generators: Sequence[torch.Generator], config: Config
+    agents: Agents, replay: Replay, generators: Sequence[torch.Generator], config: Config
 ) -> Learner:
-    """Return what makes the updates of ``stack``.
+    """Return what makes the updates of ``agents``.
 
     Args:
-        stack: agents of one run each; their configurations differ in seed and reset alone.
+        agents: of one run each; their configurations differ in seed and reset alone.
         replay: their transitions.
         generators: of each run's minibatches.
         config: of any of them.
     """
     numerics = Numerics(config.precision, config.compile)
     record = pick_capture(config, replay.device)
-    parts = (stack, replay, generators, config.replay.batch_size, numerics)
+    parts = (agents, replay, generators, config.replay.batch_size, numerics)
     return Learner(*parts) if record is None else GraphLearner(*parts, record)

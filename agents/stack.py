@@ -5,10 +5,6 @@ the stack. The first agent's functions run over the stack with ``torch.vmap``, t
 fused optimizer step changes all views. Whatever looks at a single agent (resets, metrics, evaluation, checkpoints)
 works on its views and needs to know nothing of the others, and each agent keeps its own optimizer state and random
 streams, so that it goes on alone wherever it was saved.
-
-Agents whose networks differ, because a reset has added parameters to some, form stacks of their own. Networks for
-frames are not stacked: convolutions of several networks at once become grouped ones, which take longer than one
-network after the other (results/throughput.md).
 """
 
 from __future__ import annotations
@@ -30,91 +26,14 @@ from agents.tracing import Function, trace
 
 
 class Stack:
-    """K agents of one algorithm, stacked where that is faster, and anew when a network's structure has changed.
+    """Stack: K agents of equal structure and their stacked tensors; the ``Step`` of their joint update.
 
-    All arrays and tensors begin with K. One agent works as it would alone.
+    All arrays and tensors begin with K.
 
     Args:
-        agents: at least one, of one class, with equal configurations; their seeds differ. They hold the state they go
-            on from (after a checkpoint was loaded): from now on their parameters are views, which in-place changes
-            keep.
+        agents: at least two, of one class, with equal configurations; their seeds differ. They hold the state from
+            which they go on: from now on their parameters are views, which in-place changes keep.
     """
-
-    def __init__(self, agents: Sequence[Agent]) -> None:
-        self.agents = list(agents)
-        self._group()
-
-    def observe(self, obs: np.ndarray) -> None:
-        """Take note of the observations ``(K, N, ...)`` about to be acted on (input statistics)."""
-        for runs, stacked in self._groups:
-            if stacked is None:
-                self.agents[runs[0]].observe(obs[runs[0]])
-            else:
-                stacked.observe(obs[runs])
-
-    def act(self, obs: np.ndarray, env_step: int) -> np.ndarray:
-        """Exploring actions ``(K, N, ...)`` for ``obs (K, N, ...)``, each agent's drawn from its own stream."""
-        if len(self.agents) > 1:
-            self.restack()
-        actions = [
-            self.agents[runs[0]].act(obs[runs[0]], env_step)[None]
-            if stacked is None
-            else stacked.act(obs[runs], env_step)
-            for runs, stacked in self._groups
-        ]
-        return actions[0] if len(actions) == 1 else np.concatenate(actions)[self._order]
-
-    def draw(self, batch_size: int) -> Tensor:
-        """The random numbers of one update ``(K, ...)``, on the CPU, each agent's from its own stream."""
-        return torch.stack([agent.draw(batch_size) for agent in self.agents])
-
-    def update(self, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
-        """One update of every agent on its own transitions ``(K, B, ...)``; returns losses ``(K,)`` by name.
-
-        ``noise`` is what ``draw`` returned, on the agents' device.
-        """
-        if len(self.agents) > 1:
-            self.restack()
-        found = []
-        for runs, stacked in self._groups:
-            if stacked is None:
-                (k,) = runs
-                losses = self.agents[k].learn(batch.run(k), noise[k])
-                found.append({name: value.unsqueeze(0) for name, value in losses.items()})
-            elif len(runs) == len(self.agents):
-                found.append(stacked.update(batch, noise))
-            else:
-                found.append(stacked.update(Batch(*(tensor[runs] for tensor in batch)), noise[runs]))
-        if len(found) == 1:
-            return found[0]
-        order = torch.from_numpy(self._order)
-        return {name: torch.cat([part[name] for part in found])[order] for name in found[0]}
-
-    def restack(self) -> None:
-        """Stack the agents anew if a structural reset or a checkpoint has changed one since; it moves tensors."""
-        if any(
-            group["params"] is not known
-            for optimizer, lists in self._known
-            for group, known in zip(optimizer.param_groups, lists, strict=True)
-        ):
-            self._group()
-
-    def _group(self) -> None:
-        """Stack the agents whose networks have the same parameters."""
-        groups: dict[Hashable, list[int]] = {}
-        for k, agent in enumerate(self.agents):
-            groups.setdefault(k if _has_convolutions(agent) else _structure(agent), []).append(k)
-        self._groups = [
-            (runs, _Stacked([self.agents[k] for k in runs]) if len(runs) > 1 else None)
-            for runs in groups.values()
-        ]
-        self._order = np.argsort([k for runs, _ in self._groups for k in runs])
-        optimizers = [getattr(agent, name) for agent in self.agents for name in agent.optimizers]
-        self._known = [(optimizer, [g["params"] for g in optimizer.param_groups]) for optimizer in optimizers]
-
-
-class _Stacked:
-    """Agents of equal structure and their stacked tensors; the ``Step`` of their joint update."""
 
     def __init__(self, agents: Sequence[Agent]) -> None:
         self.agents = agents
@@ -340,20 +259,3 @@ def _stack(bundles: Sequence[_Bundle]) -> dict[str, Tensor]:
         for owner, view in zip(owners, stack[name], strict=True):
             owner._buffers[leaf] = view
     return stack
-
-
-def _structure(agent: Agent) -> Hashable:
-    """Names and shapes of all parameters, and which of them learn."""
-    return tuple(
-        (network, name, tuple(parameter.shape), parameter.requires_grad)
-        for network, slot in agent.networks().items()
-        for name, parameter in slot.module.named_parameters()
-    )
-
-
-def _has_convolutions(agent: Agent) -> bool:
-    return any(
-        isinstance(module, nn.Conv2d)
-        for slot in agent.networks().values()
-        for module in slot.module.modules()
-    )

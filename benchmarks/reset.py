@@ -245,8 +245,7 @@ def agent_cost(repeats: int, device: str) -> dict[str, float]:
     units of the others.
     """
     from agents import make_agent, make_replay
-    from agents.learner import make_learner
-    from agents.stack import Stack
+    from agents.learner import Agents, make_learner
     from configs import loader
     from envs import make_training_env
 
@@ -273,7 +272,7 @@ def agent_cost(repeats: int, device: str) -> dict[str, float]:
         obs = step.obs
     env.close()
     learner = make_learner(
-        Stack([agent]), replay, [generator], config
+        Agents([agent]), replay, [generator], config
     )  # on CUDA a captured graph, as in training
     for _ in range(repeats):
         learner.learn(1)  # records the graph

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from agents import make_agent, make_replay, pick_device
-from agents.learner import Learner, make_learner
-from agents.stack import Stack
+from agents.learner import Agents, Learner, make_learner
 from common import checkpoint
 from common.memory import keep_freed_memory
 from common.seeding import stream_seed
@@ -51,8 +50,8 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
         device = pick_device(config.device)
         env = cleanup.enter_context(contextlib.closing(make_training_env(config, len(configs))))
         spaces = env.observation_space, env.action_space
-        agents = [make_agent(each, *spaces, env.max_episode_steps, device) for each in configs]
-        replay = make_replay(config, *spaces, agents[0].gamma, device, len(configs))
+        single = [make_agent(each, *spaces, env.max_episode_steps, device) for each in configs]
+        replay = make_replay(config, *spaces, single[0].gamma, device, len(configs))
         clock = Clock(config)
         sources = starting_points(run_dirs, configs)
         trainers = []
@@ -61,7 +60,7 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
                 contextlib.closing(make_evaluation_env(each, each.eval.num_envs))
             )
             cleanup.enter_context(contextlib.closing(claim_run_dir(run_dir, each)))
-            own = (agents[index], replay.run(index), env, eval_env, clock, sources[index])
+            own = (single[index], replay.run(index), env, eval_env, clock, sources[index])
             trainers.append(Trainer(each, run_dir, index, *own))
             cleanup.callback(trainers[-1].record.close)
         interrupt = cleanup.enter_context(Interrupt())
@@ -70,8 +69,8 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
         obs = env.load_state_dict(saved) if saved else env.reset(seeds)
         for trainer in trainers:
             trainer.start()
-        stack = Stack(agents)
-        learner = make_learner(stack, replay, [trainer.minibatches for trainer in trainers], config)
+        agents = Agents(single)
+        learner = make_learner(agents, replay, [trainer.minibatches for trainer in trainers], config)
         worker = cleanup.enter_context(ThreadPoolExecutor(1)) if config.act_lag else None
         profiler = None
         if config.profile:
@@ -82,9 +81,9 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
         while clock.env_step < config.total_steps and not interrupt.requested:
             # Act
             by_run = obs.reshape(len(configs), env.num_envs, *obs.shape[1:])
-            stack.observe(by_run)
+            agents.observe(by_run)
             step = clock.env_step
-            action = env.random_action() if clock.warming_up else np.concatenate(stack.act(by_run, step))
+            action = env.random_action() if clock.warming_up else np.concatenate(agents.act(by_run, step))
             if not np.isfinite(action).all():
                 raise TrainingDiverged(f"the policy's action is not finite at env step {step:,}")
 

@@ -7,11 +7,10 @@ from torch.utils._pytree import tree_leaves
 
 from agents.dqn import DQN
 from agents.frames import FrameReplay
-from agents.learner import GraphLearner, Learner
+from agents.learner import Agents, GraphLearner, Learner
 from agents.numerics import FLOAT32
 from agents.replay import ReplayBuffer
 from agents.sac import SAC
-from agents.stack import Stack
 from agents.td3 import TD3
 from configs.schema import DQNConfig, SACConfig, TD3Config
 
@@ -26,7 +25,7 @@ class Case:
         self.algo = algo
         self.agents = [self._agent(seed, device, numerics, act_capture) for seed in range(count)]
         self.replay = self._replay(device, count)
-        self.stack = Stack(self.agents)
+        self.stack = Agents(self.agents)
         generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
         parts = (self.stack, self.replay, generators, BATCH, numerics)
         self.learner = Learner(*parts) if capture is None else GraphLearner(*parts, capture)

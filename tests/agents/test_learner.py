@@ -231,6 +231,6 @@ def test_a_run_of_recorded_blocks_equals_the_run_and_resumes(algo, tmp_path, mon
     loop.train(config, tmp_path / "eager")
     for module in (agents.make, agents.learner):
         monkeypatch.setattr(module, "pick_capture", lambda config, device: recorded)
-    run_interrupted(tmp_path / "static", algo, 100, monkeypatch, *lagless)
+    run_interrupted(tmp_path / "static", algo, 100, *lagless)
     assert_same(newest(tmp_path / "static"), newest(tmp_path / "eager"))
     assert table(tmp_path / "static/scalars.csv") == table(tmp_path / "eager/scalars.csv")

@@ -6,10 +6,10 @@ import torch
 
 import train
 from agents.dqn import DQN
+from agents.learner import Agents
 from agents.numerics import Numerics, set_products
 from agents.replay import Batch
 from agents.sac import SAC
-from agents.stack import Stack
 from configs.errors import ConfigError
 from configs.schema import DQNConfig, SACConfig
 
@@ -90,7 +90,7 @@ def test_bf16_leaves_parameters_optimizers_and_acting_in_float32(algo):
 @pytest.mark.parametrize("algo", ["sac", "dqn"])
 def test_bf16_agents_trained_together_equal_single_ones(algo):
     alone, stacked = ([agent(algo, BF16, seed) for seed in range(2)] for _ in range(2))
-    stack = Stack(stacked)
+    stack = Agents(stacked)
     batches = [batch(algo, seed) for seed in range(2)]
     losses = stack.update(
         Batch(*map(torch.stack, zip(*batches, strict=True))), stack.draw(len(batches[0].reward))

@@ -9,10 +9,9 @@ import torch
 
 from agents import fused
 from agents.dqn import DQN
-from agents.learner import run_losses
+from agents.learner import Agents, run_losses
 from agents.make import AGENTS
 from agents.replay import Batch
-from agents.stack import Stack
 from agents.tracing import trace
 from configs.schema import DQNConfig, SACConfig, TD3Config
 from fire.options import OPTIONS
@@ -74,7 +73,7 @@ RESETS += [("full", {"optimizer": "rebuild"}), ("fire", {"optimizer": "keep", "t
 @pytest.mark.parametrize("algo", ALGOS)
 def test_each_agent_equals_its_single_run_across_a_reset(algo, reset, options):
     singles, stacked = ([agent(algo, seed) for seed in range(3)] for _ in range(2))
-    stack = Stack(stacked)
+    stack = Agents(stacked)
     strategy = REGISTRY[reset](OPTIONS[reset](**options))
     trackers = [[strategy.tracker() for _ in range(3)] for _ in range(2)]
     for step in range(8):
@@ -96,7 +95,7 @@ def test_each_agent_equals_its_single_run_across_a_reset(algo, reset, options):
 @pytest.mark.parametrize("algo", ALGOS)
 def test_agents_learn_differently_and_their_parameters_keep_one_storage(algo):
     stacked = [agent(algo, seed) for seed in range(2)]
-    stack = Stack(stacked)
+    stack = Agents(stacked)
     *_, name = stacked[0].networks()  # TD3 leaves its actor as it is in the first update
     parameters = [next(iter(m.networks()[name].module.parameters())) for m in stacked]
     storage = {p.untyped_storage().data_ptr() for p in parameters}
@@ -111,7 +110,7 @@ def test_agents_learn_differently_and_their_parameters_keep_one_storage(algo):
 @pytest.mark.parametrize("algo", ALGOS)
 def test_a_saved_agent_goes_on_alone(algo):
     stacked = [agent(algo, seed) for seed in range(2)]
-    stack = Stack(stacked)
+    stack = Agents(stacked)
     for step in range(3):
         update(stack, [batch(algo, step), batch(algo, step + 10)])
     alone = agent(algo, 5)
@@ -127,7 +126,7 @@ def test_agents_may_have_learned_before_they_are_stacked(algo):
     for step in range(2):
         for one in (*singles, *stacked):
             one.learn(batch(algo, step))
-    stack = Stack(stacked)
+    stack = Agents(stacked)
     data = [batch(algo, 7), batch(algo, 8)]
     for one, each in zip(singles, data, strict=True):
         one.learn(each)
@@ -140,7 +139,7 @@ def test_agents_may_have_learned_before_they_are_stacked(algo):
 @pytest.mark.parametrize("algo", ALGOS)
 def test_regularizers_pull_each_agent_by_its_own_weights(algo, option):
     singles, stacked = ([agent(algo, seed, **{option: 0.1}) for seed in range(2)] for _ in range(2))
-    stack = Stack(stacked)
+    stack = Agents(stacked)
     for step in range(4):
         data = [batch(algo, step), batch(algo, step + 10)]
         expected = [one.learn(each) for one, each in zip(singles, data, strict=True)]
@@ -153,7 +152,7 @@ def test_regularizers_pull_each_agent_by_its_own_weights(algo, option):
 @pytest.mark.parametrize("algo", ALGOS)
 def test_agents_are_stacked_again_after_their_structure_changed(algo):
     stacked = [agent(algo, seed) for seed in range(3)]
-    stack = Stack(stacked)
+    stack = Agents(stacked)
 
     def storages():
         first = [next(iter(m.networks().values())).module for m in stacked]
@@ -177,7 +176,7 @@ def test_agents_are_stacked_again_after_their_structure_changed(algo):
 @pytest.mark.parametrize("algo", ALGOS)
 def test_acting_and_observing_at_once_equal_each_agents_own(algo):
     singles, stacked = ([agent(algo, seed) for seed in range(3)] for _ in range(2))
-    stack, rng = Stack(stacked), np.random.default_rng(0)
+    stack, rng = Agents(stacked), np.random.default_rng(0)
     for step in range(4):
         obs = rng.normal(size=(3, 7, OBS)).astype(np.float32)
         stack.observe(obs)
@@ -202,7 +201,7 @@ def test_acting_and_observing_at_once_equal_each_agents_own(algo):
 @pytest.mark.parametrize("algo", ALGOS)
 def test_a_stack_of_one_is_the_agent(algo):
     one, other = agent(algo, 0), agent(algo, 0)
-    stack, obs = Stack([other]), np.random.default_rng(0).normal(size=(7, OBS)).astype(np.float32)
+    stack, obs = Agents([other]), np.random.default_rng(0).normal(size=(7, OBS)).astype(np.float32)
     for step in range(3):
         one.observe(obs)
         stack.observe(obs[None])
@@ -217,7 +216,7 @@ def test_a_stack_of_one_is_the_agent(algo):
 def test_networks_wide_enough_for_the_fused_block_equal_their_single_runs():
     options = {"critic_width": fused.MIN_WIDTH, "actor_width": 16}
     singles, stacked = ([agent("sac", seed, **options) for seed in range(2)] for _ in range(2))
-    stack = Stack(stacked)
+    stack = Agents(stacked)
     for step in range(3):
         data = [batch("sac", step), batch("sac", step + 10)]
         expected = [one.learn(each) for one, each in zip(singles, data, strict=True)]
@@ -256,7 +255,7 @@ def test_networks_for_frames_equal_their_single_runs_exactly():
         )
 
     singles, stacked = ([make(seed) for seed in range(2)] for _ in range(2))
-    stack = Stack(stacked)
+    stack = Agents(stacked)
     for step in range(3):
         data = [frames(step), frames(step + 10)]
         expected = [one.learn(each) for one, each in zip(singles, data, strict=True)]
