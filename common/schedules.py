@@ -87,33 +87,3 @@ class At:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.passed = int(state["passed"])
-
-
-class UpdateRatio:
-    """How many gradient updates are owed for the transitions collected, exact for fractional ratios.
-
-    After ``n`` transitions in all, ``floor(ratio * n)`` updates have been handed out.
-    """
-
-    def __init__(self, ratio: float) -> None:
-        if ratio < 0:
-            raise ValueError(f"replay_ratio must be at least 0, got {ratio}")
-        self.ratio = ratio
-        self.transitions = 0
-        self.updates = 0
-
-    def owed(self, transitions: int) -> int:
-        """Count ``transitions`` more and return the updates they bring due."""
-        self.transitions += transitions
-        # The small term undoes the rounding of ratios such as 0.1 that float64 cannot hold.
-        total = math.floor(self.ratio * self.transitions + 1e-9 * max(1.0, self.ratio))
-        owed = total - self.updates
-        self.updates = total
-        return owed
-
-    def state_dict(self) -> dict[str, int]:
-        return {"transitions": self.transitions, "updates": self.updates}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.transitions = int(state["transitions"])
-        self.updates = int(state["updates"])

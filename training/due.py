@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from common.schedules import At, Every, UpdateRatio
+from common.schedules import At, Every
 from configs.schema import Config
 from fire.triggers import Trigger
 
@@ -33,18 +34,26 @@ class Clock:
         self.env_step = 0
         self._total_steps = config.total_steps
         self._learning_starts = config.replay.learning_starts
-        self._ratio = UpdateRatio(config.replay.replay_ratio)
-        self._owed = 0  # updates due and not yet made
+        self._ratio = config.replay.replay_ratio
+        self._transitions = 0  # collected since the warm-up, which brings no updates due
+        self._updates = 0  # handed out
 
     def advance(self, transitions: int) -> None:
-        """Count ``transitions`` more in each run, and the updates that they bring due."""
+        """Count ``transitions`` more in each run."""
         self.env_step += transitions
-        if self.env_step >= self._learning_starts:  # the warm-up's transitions bring no updates due
-            self._owed += self._ratio.owed(transitions)
+        if self.env_step >= self._learning_starts:
+            self._transitions += transitions
+
+    @property
+    def owed(self) -> int:
+        """Gradient updates due and not yet made: ``floor(ratio * n)`` after ``n`` transitions, less those made."""
+        # The small term undoes the rounding of ratios such as 0.1 that float64 cannot hold.
+        return math.floor(self._ratio * self._transitions + 1e-9 * max(1.0, self._ratio)) - self._updates
 
     def take_owed(self) -> int:
-        """Hand out the gradient updates that are due and not yet made."""
-        owed, self._owed = self._owed, 0
+        """Hand out the updates owed."""
+        owed = self.owed
+        self._updates += owed
         return owed
 
     @property
@@ -55,20 +64,19 @@ class Clock:
     @property
     def has_learned(self) -> bool:
         """Whether any update has been made."""
-        return self._ratio.updates > self._owed
+        return self._updates > 0
 
     @property
     def finished(self) -> bool:
         """Whether all steps are taken."""
         return self.env_step >= self._total_steps
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"env_step": self.env_step, "owed": self._owed, "ratio": self._ratio.state_dict()}
+    def state_dict(self) -> dict[str, int]:
+        return {"env_step": self.env_step, "transitions": self._transitions, "updates": self._updates}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.env_step = int(state["env_step"])
-        self._owed = int(state["owed"])
-        self._ratio.load_state_dict(state["ratio"])
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.env_step, self._transitions = int(state["env_step"]), int(state["transitions"])
+        self._updates = int(state["updates"])
 
 
 class Due:

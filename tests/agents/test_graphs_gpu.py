@@ -165,11 +165,11 @@ def test_captured_acting_takes_other_shapes_and_follows_the_weights():
 @pytest.mark.parametrize("algo", ["sac", "dqn"])
 def test_a_run_with_graphs_resumes_and_makes_every_update(algo, lag, tmp_path, monkeypatch):
     monkeypatch.setitem(ARGS, algo, ARGS[algo] + " --device cuda")
-    monkeypatch.setattr("tests.test_train.SMALL", ARGS)
+    monkeypatch.setattr("tests.training.test_train.SMALL", ARGS)
     options = [*SHORT.split(), "--act-lag", lag]
     config, _ = loader.load([*ARGS[algo].split(), *options])
     loop.train(config, tmp_path / "straight")
-    run_interrupted(tmp_path / "resumed", algo, 100, monkeypatch, *options)
+    run_interrupted(tmp_path / "resumed", algo, 100, *options)
     one, other = newest(tmp_path / "straight"), newest(tmp_path / "resumed")
     assert one["agent"]["update_step"] == other["agent"]["update_step"] > 0
     assert_close(one["agent"], other["agent"])

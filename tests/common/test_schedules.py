@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.schedules import At, Every, LinearSchedule, UpdateRatio
+from common.schedules import At, Every, LinearSchedule
 
 
 def test_linear_schedule_edges():
@@ -37,16 +37,6 @@ def test_at_uses_reached_not_equal():
     assert [step for step in range(0, 60, 4) if at.due(step)] == [8, 32]
 
 
-@pytest.mark.parametrize("ratio", [0.0, 0.1, 0.25, 0.3, 1.0, 2.0, 2.5])
-@pytest.mark.parametrize("num_envs", [1, 3, 4])
-def test_update_ratio_is_exact_after_every_step(ratio, num_envs):
-    counter, updates = UpdateRatio(ratio), 0
-    numerator = round(ratio * 100)
-    for step in range(1, 2_001):
-        updates += counter.owed(num_envs)
-        assert updates == numerator * step * num_envs // 100
-
-
 def test_states_continue():
     for make in (lambda: Every(10), lambda: At((5, 17, 30))):
         straight, first = make(), make()
@@ -55,7 +45,3 @@ def test_states_continue():
         second = make()
         second.load_state_dict(first.state_dict())
         assert got + [second.due(step) for step in range(18, 40)] == expected
-    ratio, other = UpdateRatio(0.3), UpdateRatio(0.3)
-    ratio.owed(7)
-    other.load_state_dict(ratio.state_dict())
-    assert [ratio.owed(1) for _ in range(20)] == [other.owed(1) for _ in range(20)]

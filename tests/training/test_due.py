@@ -40,17 +40,23 @@ def test_nothing_is_due_between_two_next_steps(seed):
     assert ("evaluation" in [name for _, name, _ in asked_always]) and asked_always[-1][0] >= 400
 
 
-def test_updates_owed_follow_the_replay_ratio_after_the_warm_up():
-    clock, _, _ = clock_and_due(
-        **{"replay.replay-ratio": 0.3, "replay.learning-starts": 10, "env.num-envs": 2}
-    )
-    owed = []
-    for _ in range(20):
-        clock.advance(2)
-        owed.append(clock.take_owed())
-    # 2 transitions each at 10, 12, ..., 40 env steps; floor(0.3 n) updates after n of them.
-    assert owed[:4] == [0] * 4
-    assert np.cumsum(owed[4:]).tolist() == [int(0.3 * 2 * n + 1e-9) for n in range(1, 17)]
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 0.25, 0.3, 1.0, 2.0, 2.5])
+@pytest.mark.parametrize("num_envs", [1, 3, 4])
+def test_updates_owed_are_exact_after_every_step(ratio, num_envs):
+    options = {"replay.replay-ratio": ratio, "env.num-envs": num_envs, "replay.learning-starts": 12}
+    clock, _, _ = clock_and_due(**options)
+    other, _, _ = clock_and_due(**options)
+    numerator, updates, transitions = round(ratio * 100), 0, 0
+    for step in range(1, 1_001):
+        clock.advance(num_envs)
+        if clock.env_step >= 12:  # those of the warm-up bring none
+            transitions += num_envs
+        if step % 3 == 0:
+            other.load_state_dict(clock.state_dict())
+            assert other.owed == clock.owed
+            updates += clock.take_owed()
+            assert updates == numerator * transitions // 100
+            assert clock.has_learned == (updates > 0)
 
 
 def test_a_restored_run_has_the_same_things_due():
