@@ -66,10 +66,9 @@ def _run(args: argparse.Namespace) -> int:
     import torch
 
     from agents import make_agent
-    from common import checkpoint
     from common.seeding import stream_seed
     from envs import make_evaluation_env
-    from training.evaluation import evaluate, newest_agent
+    from training.evaluation import evaluate, load_agent
 
     if args.episodes < 1:
         raise ConfigError(f"--episodes must be at least 1, got {args.episodes}")
@@ -86,12 +85,11 @@ def _run(args: argparse.Namespace) -> int:
     config = read_config(args.run / "config.yaml")
     # Options of updates alone, which the CPU may not have.
     config = dataclasses.replace(config, precision="float32", compile=False)
-    saved = newest_agent(args.run / "checkpoints", args.checkpoint)
+    saved, state = load_agent(args.run / "checkpoints", args.checkpoint)
 
     env = make_evaluation_env(config, 1, None if args.video is None else "rgb_array")
     device = torch.device("cpu")
     agent = make_agent(config, env.observation_space, env.action_space, env.max_episode_steps, device)
-    state = checkpoint.load(saved, ["agent"], device)
     agent.load_state_dict(state["agent"])
 
     epsilon = config.eval.epsilon if args.epsilon is None else args.epsilon

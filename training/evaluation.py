@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -131,14 +131,15 @@ def evaluate(
     return Evaluation(tuple(e.episodic_return for e in finished), tuple(e.length for e in finished))
 
 
-def newest_agent(folder: Path, kind: str) -> Path:
-    """Return the checkpoint folder of the ``best`` evaluation or the ``latest`` step; best falls back to latest.
+def load_agent(folder: Path, kind: str) -> tuple[Path, dict[str, Any]]:
+    """Read the agent of the ``best`` evaluation or of the ``latest`` step, best falling back to latest.
+
+    The run may go on writing meanwhile; nothing of it is touched.
+
+    Returns:
+        the checkpoint's folder, and its ``env_step`` and ``agent`` on the CPU.
 
     Raises:
-        CheckpointError: the run has saved nothing yet.
+        CheckpointError: the run has saved nothing yet, or what it saved cannot be read.
     """
-    found = checkpoint.find(folder, "best") if kind == "best" else []
-    found = found or checkpoint.find(folder, "step")
-    if not found:
-        raise checkpoint.CheckpointError(f"{folder} holds no checkpoint yet")
-    return found[-1]
+    return checkpoint.load_newest(folder, ["best", "step"] if kind == "best" else ["step"], ["agent"])

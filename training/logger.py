@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+
+from common.files import replace_text
 
 
 class Logger:
@@ -62,17 +63,10 @@ def truncate_csv(path: Path, last_step: int) -> None:
         return
     header, *rows = path.read_text().splitlines(keepends=True)
     kept = [row for row in rows if row.endswith("\n") and int(row.split(",", 1)[0]) <= last_step]
-    _replace(path, [header, *kept])
+    replace_text(path, "".join([header, *kept]))
 
 
 def truncate_jsonl(path: Path, last_step: int) -> None:
     """Drop the lines whose ``env_step`` exceeds ``last_step``, and a last line cut off in mid-write."""
     lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    _replace(path, [line for line in lines if json.loads(line)["env_step"] <= last_step])
-
-
-def _replace(path: Path, lines: list[str]) -> None:
-    """Write ``lines`` in one step, so that a kill leaves the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(lines))
-    os.replace(temporary, path)
+    replace_text(path, "".join(line for line in lines if json.loads(line)["env_step"] <= last_step))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import signal
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from envs import make_evaluation_env, make_training_env
 from training._adapter import L as Learner
 from training._adapter import Stack, make_learner, make_replay
 from training.due import Clock
-from training.folder import claim_run_dir, starting_points
+from training.folder import begin_run, claim_run_dir, starting_points
 from training.profiling import StepProfiler
 from training.trainer import Trainer, TrainingDiverged
 
@@ -54,15 +55,21 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
         agents = [make_agent(each, *spaces, env.max_episode_steps, device) for each in configs]
         replay = make_replay(config, *spaces, agents[0].gamma, device, len(configs))
         clock = Clock(config)
-        sources = starting_points(run_dirs, configs)
+        starting_points(run_dirs, configs)  # an error leaves no new folder behind
+        for each, run_dir in zip(configs, run_dirs, strict=True):
+            cleanup.enter_context(contextlib.closing(claim_run_dir(run_dir, each)))
+        sources, begins = starting_points(run_dirs, configs)
+        if begins:
+            session = secrets.token_hex(8)
+            for each, run_dir in zip(configs, run_dirs, strict=True):
+                begin_run(run_dir, each, session)
         trainers = []
         for index, (each, run_dir) in enumerate(zip(configs, run_dirs, strict=True)):
             eval_env = cleanup.enter_context(
                 contextlib.closing(make_evaluation_env(each, each.eval.num_envs))
             )
-            cleanup.enter_context(contextlib.closing(claim_run_dir(run_dir, each)))
-            own = (agents[index], replay.run(index), env, eval_env, clock, sources[index])
-            trainers.append(Trainer(each, run_dir, index, *own))
+            parts = (agents[index], replay.run(index), env, eval_env, clock, sources[index])
+            trainers.append(Trainer(each, run_dir, index, *parts))
             cleanup.callback(trainers[-1].record.close)
         interrupt = cleanup.enter_context(Interrupt())
         saved = [checkpoint.load(source, ["env"])["env"] for source in sources if source is not None]

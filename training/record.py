@@ -17,11 +17,11 @@ from configs.schema import Config
 from envs import human_normalized_score, success_score
 from envs.vec import Episode
 from training.evaluation import Evaluation
+from training.folder import HISTORY
 from training.logger import Logger, truncate_csv, truncate_jsonl
 from training.progress import Progress
 from training.summary import reset_line
 
-HISTORY = ("scalars.csv", "evaluations.csv", "resets.jsonl")
 RETURN_WINDOW = 100  # finished episodes averaged in rollout/ep_rew_mean, Stable-Baselines3's number
 EVALUATION_COLUMNS = (
     "env_step",

@@ -103,10 +103,10 @@ class Trainer:
                 self.tracker.load_state_dict(run["tracker"], self.replay.device)
             self.due.load_state_dict(run["due"])
             self._saved_at = step
+            for kind in ("best", "step"):  # where the run will come again
+                checkpoint.discard_after(self.checkpoint_dir, kind, step)
         else:
             self.due.begin_branch()
-        for kind in ("best", "step"):  # where the run will come again
-            checkpoint.discard_after(self.checkpoint_dir, kind, step)
         self.record = Record(self.config, self.run_dir, step, self.agent.update_step, branch_of)
         self.record.load_state_dict(run["record"])
 

@@ -1,0 +1,41 @@
+"""Files that a kill, a full disk or a power cut leaves either old or new, on file systems of every kind."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+from pathlib import Path
+
+# What file systems answer that do not know a call: FUSE, network and shared folders.
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` in one step: through ``<name>.tmp`` beside it, on disk before it has the name."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on disk; a folder that cannot be synced is a warning."""
+    is_folder = path.is_dir()
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not (is_folder and error.errno in UNSUPPORTED):
+            raise
+        warn_once("the file system cannot sync folders: a power cut may cost the newest checkpoint")
+    finally:
+        os.close(descriptor)
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Print a warning on the standard error, once in a program; who reads it may be gone."""
+    logging.getLogger("fire").warning("warning: %s", message)
