@@ -50,6 +50,11 @@ def main(argv: list[str] | None = None) -> int:
         help="write an episode as MP4 or GIF (default: RUN/video.mp4)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+    parser.add_argument(
+        "--allow-import",
+        action="store_true",
+        help="run the code of the module that the run names in env.id (module:Id); only for runs that you trust",
+    )
     args = parser.parse_args(argv)
 
     from common.checkpoint import CheckpointError
@@ -67,7 +72,7 @@ def _run(args: argparse.Namespace) -> int:
 
     from agents import make_agent
     from common.seeding import stream_seed
-    from envs import make_evaluation_env
+    from envs import import_module_of, make_evaluation_env
     from training.evaluation import evaluate, load_agent
 
     if args.episodes < 1:
@@ -85,6 +90,8 @@ def _run(args: argparse.Namespace) -> int:
     config = read_config(args.run / "config.yaml")
     # Options of updates alone, which the CPU may not have.
     config = dataclasses.replace(config, precision="float32", compile=False)
+    if args.allow_import:
+        import_module_of(config.env.id)
     saved, state = load_agent(args.run / "checkpoints", args.checkpoint)
 
     env = make_evaluation_env(config, 1, None if args.video is None else "rgb_array")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.threads import let_idle_threads_sleep
@@ -17,6 +16,7 @@ from configs import loader
 from configs.errors import ConfigError
 
 if TYPE_CHECKING:
+    from configs.loader import Flags
     from configs.schema import Config
     from training.trainer import Trainer
 
@@ -34,16 +34,16 @@ def main(argv: list[str]) -> int:
         print("---\n".join(loader.dump(config, flags.origins) for config, flags in loaded), end="")
         return 0
     try:
-        return _train([config for config, _ in loaded], flags.run_dir, argv)
+        return _train([config for config, _ in loaded], flags, argv)
     except KeyboardInterrupt:
         print("stopped at once; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
 
 
-def _train(variants: list[Config], run_dir: Path | None, argv: list[str]) -> int:
+def _train(variants: list[Config], flags: Flags, argv: list[str]) -> int:
     # PyTorch and the environments are imported here, so that --help and a misspelt flag are answered at once.
     from common.checkpoint import CheckpointError
-    from envs import EnvError
+    from envs import EnvError, import_module_of
     from training.due import UnknownMetric
     from training.folder import run_configs, run_folders
     from training.loop import train_together
@@ -52,8 +52,12 @@ def _train(variants: list[Config], run_dir: Path | None, argv: list[str]) -> int
 
     where = ""
     try:
+        if (
+            flags.origins["env.id"] == "--env"
+        ):  # typed by the user, not named by a file of perhaps someone else
+            import_module_of(variants[0].env.id)
         configs = run_configs(variants)
-        folders = run_folders(configs, run_dir)
+        folders = run_folders(configs, flags.run_dir)
         where = ", ".join(map(str, folders))
         trainers = train_together(configs, folders)
     except (ConfigError, EnvError, CheckpointError, UnknownMetric) as error:
