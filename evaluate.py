@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -99,15 +100,23 @@ def _run(args: argparse.Namespace) -> int:
     agent = make_agent(config, env.observation_space, env.action_space, env.max_episode_steps, device)
     agent.load_state_dict(state["agent"])
 
-    epsilon = config.eval.epsilon if args.epsilon is None else args.epsilon
-    seed = stream_seed(args.seed, "eval_env")
+    play = functools.partial(
+        evaluate,
+        agent,
+        env,
+        args.episodes,
+        stream_seed(args.seed, "eval_env"),
+        unfinished=config.eval.unfinished,
+        epsilon=config.eval.epsilon if args.epsilon is None else args.epsilon,
+        max_episode_steps=config.eval.max_episode_steps,
+    )
     path = None
     if args.video is None:
-        result = evaluate(agent, env, args.episodes, seed, epsilon=epsilon)
+        result = play()
     else:
         path = args.video if args.video.name else args.run / "video.mp4"
         with VideoWriter(path, env.frames_per_second) as video:
-            result = evaluate(agent, env, args.episodes, seed, video, epsilon=epsilon)
+            result = play(frames=video)
     figures = summary(result, env.env_id, state["env_step"], saved.name)
     print(format_table([[key, _shown(value)] for key, value in figures.items() if key != "returns"]))
     if args.json:
@@ -133,6 +142,7 @@ def summary(result: Evaluation, env_id: str, env_step: int, name: str) -> dict[s
         "standard_error": result.stderr,
         "interval_95": [low, high],
         "mean_length": result.mean_length,
+        "cut_off": result.cut_off,
         "random_score": random_score(env_id),
         "returns": list(result.returns),
     }

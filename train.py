@@ -66,9 +66,12 @@ def _train(variants: list[Config], flags: Flags, argv: list[str]) -> int:
     except TrainingDiverged as error:
         print(f"error: training diverged: {error}; {where} keeps its last checkpoint", file=sys.stderr)
         return 1
-    clock = trainers[0].clock
-    if not clock.finished:
-        print(f"stopped and saved at env step {clock.env_step:,}; the same command resumes:")
+    if not all(trainer.finished for trainer in trainers):
+        step = trainers[0].saved_at
+        if step is None:
+            print("stopped before the first step, nothing is saved; the same command starts anew:")
+        else:
+            print(f"stopped and saved at env step {step:,}; the same command resumes:")
         print(f"  {python_command()} train.py {shlex.join(argv)}")
         return 130
     for trainer in trainers:

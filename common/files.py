@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import errno
 import functools
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # What file systems answer that do not know a call: FUSE, network and shared folders.
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` in one step: through ``<name>.tmp`` beside it, on disk before it has the name."""
+class RunFileError(ValueError):
+    """A file of a run that is missing, or not what the run wrote."""
+
+
+@contextlib.contextmanager
+def reading_run_file(path: Path, line: int | None = None) -> Iterator[None]:
+    """Turn whatever comes of reading and parsing ``path`` into a RunFileError that names the file and the ``line``."""
+    try:
+        yield
+    except RunFileError:
+        raise
+    except FileNotFoundError as error:
+        raise RunFileError(f"{path} is missing") from error
+    except OSError as error:
+        raise RunFileError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, IndexError, TypeError, StopIteration, RecursionError, csv.Error) as error:
+        where = f" (line {line})" if line else ""
+        raise RunFileError(f"{path} is damaged{where}: it is not what the run wrote") from error
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` in one step: through ``<name>.tmp`` beside it, on disk before it has the name."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     sync(temporary)
     os.replace(temporary, path)
     sync(path.parent)

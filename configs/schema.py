@@ -175,8 +175,15 @@ class EvalConfig:
     )
     unfinished: str = option(
         "drop",
-        "episodes that eval.steps cuts off: drop them (unless none has ended), or count their return so far",
+        "episodes that are cut off: drop them (unless none has ended), or count their return so far",
         choices=("drop", "count"),
+    )
+    max_episode_steps: int = option(
+        10_000,
+        "length at which an episode is cut off where the environment has no time limit of its own, treated as "
+        "eval.unfinished says; five times the longest limit among Gymnasium's own tasks",
+        "env steps",
+        minimum=1,
     )
     epsilon: float = option(0.0, "share of actions drawn uniformly", minimum=0, maximum=1)
     num_envs: int = option(1, "evaluation environments stepped together", minimum=1)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from common import checkpoint
-from common.files import UNSUPPORTED, replace_text, warn_once
+from common.files import UNSUPPORTED, replace_bytes, warn_once
 from configs import loader
 from configs.errors import ConfigError
 from configs.schema import Config
@@ -216,7 +216,7 @@ def begin_run(run_dir: Path, config: Config, session: str) -> None:
     try:
         checkpoint.begin(run_dir / "checkpoints", session)
         if not (run_dir / "config.yaml").exists():
-            replace_text(run_dir / "config.yaml", loader.dump(config))
+            replace_bytes(run_dir / "config.yaml", loader.dump(config).encode())
     except OSError as error:
         raise ConfigError(f"cannot write into run folder {run_dir}: {error.strerror}") from error
 

@@ -23,6 +23,7 @@ from envs import make_evaluation_env, make_training_env
 from training._adapter import L as Learner
 from training._adapter import Stack, make_learner, make_replay
 from training.due import Clock
+from training.evaluation import EvaluationStopped
 from training.folder import begin_run, claim_run_dir, starting_points
 from training.profiling import StepProfiler
 from training.trainer import Trainer, TrainingDiverged
@@ -49,6 +50,7 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
     keep_freed_memory()
     with contextlib.ExitStack() as cleanup:
         # Build
+        interrupt = cleanup.enter_context(Interrupt())
         device = pick_device(config.device)
         env = cleanup.enter_context(contextlib.closing(make_training_env(config, len(configs))))
         spaces = env.observation_space, env.action_space
@@ -69,14 +71,16 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
                 contextlib.closing(make_evaluation_env(each, each.eval.num_envs))
             )
             parts = (agents[index], replay.run(index), env, eval_env, clock, sources[index])
-            trainers.append(Trainer(each, run_dir, index, *parts))
+            trainers.append(Trainer(each, run_dir, index, *parts, lambda: interrupt.requested))
             cleanup.callback(trainers[-1].record.close)
-        interrupt = cleanup.enter_context(Interrupt())
         saved = [checkpoint.load(source, ["env"])["env"] for source in sources if source is not None]
         seeds = [stream_seed(each.seed, "train_env") for each in configs]
         obs = env.load_state_dict(saved) if saved else env.reset(seeds)
-        for trainer in trainers:
-            trainer.start()
+        try:
+            for trainer in trainers:
+                trainer.start()
+        except EvaluationStopped:  # none has begun
+            return trainers
         stack = Stack(agents)
         learner = make_learner(stack, replay, [trainer.minibatches for trainer in trainers], config)
         worker = cleanup.enter_context(ThreadPoolExecutor(1)) if config.act_lag else None

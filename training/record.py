@@ -18,7 +18,7 @@ from envs import human_normalized_score, success_score
 from envs.vec import Episode
 from training.evaluation import Evaluation
 from training.folder import HISTORY
-from training.logger import Logger, truncate_csv, truncate_jsonl
+from training.logger import Logger, truncate
 from training.progress import Progress
 from training.summary import reset_line
 
@@ -44,6 +44,7 @@ class Record:
         resume_step: env step from which the run goes on: what was written later is dropped. None: it begins.
         update_step: gradient updates made so far.
         branch_of: folder of the run whose history up to ``resume_step`` this one shares and has yet to copy, or None.
+        lines: of each file of the history when the checkpoint was saved, where it says so.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Record:
         resume_step: int | None,
         update_step: int,
         branch_of: Path | None = None,
+        lines: Mapping[str, int] | None = None,
     ) -> None:
         self._config = config
         self.run_dir = run_dir
@@ -67,8 +69,8 @@ class Record:
             (run_dir / "evaluations.csv").write_text(",".join(EVALUATION_COLUMNS) + "\n")
             (run_dir / "resets.jsonl").write_text("")
         else:
-            truncate_csv(run_dir / "evaluations.csv", resume_step)
-            truncate_jsonl(run_dir / "resets.jsonl", resume_step)
+            for name in HISTORY:
+                truncate(run_dir / name, resume_step, (lines or {}).get(name))
         self._logger = Logger(run_dir, resume_step)
         if resume_step is None or branch_of is not None:
             # Indented, so that TensorBoard's Markdown shows it as it is.
@@ -151,11 +153,13 @@ class Record:
         self.progress.close()
 
     def state_dict(self) -> dict[str, Any]:
+        self.flush()
         return {
             "returns": list(self._returns),
             "lengths": list(self._lengths),
             "last_evaluation": self.last_evaluation,
             "seconds": self.seconds,
+            "lines": {name: (self.run_dir / name).read_bytes().count(b"\n") for name in HISTORY},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
