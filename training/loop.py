@@ -22,6 +22,7 @@ from configs.schema import Config
 from envs import make_evaluation_env, make_training_env
 from training._adapter import L as Learner
 from training._adapter import Stack, make_learner, make_replay
+from training.checks import require_known_metric, require_repeatable
 from training.due import Clock
 from training.evaluation import EvaluationStopped
 from training.folder import begin_run, claim_run_dir, starting_points
@@ -57,7 +58,14 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
         agents = [make_agent(each, *spaces, env.max_episode_steps, device) for each in configs]
         replay = make_replay(config, *spaces, agents[0].gamma, device, len(configs))
         clock = Clock(config)
-        starting_points(run_dirs, configs)  # an error leaves no new folder behind
+        eval_envs = [
+            cleanup.enter_context(contextlib.closing(make_evaluation_env(each, each.eval.num_envs)))
+            for each in configs
+        ]
+        for agent, each in zip(agents, configs, strict=True):
+            require_known_metric(agent, each)
+        if starting_points(run_dirs, configs)[1]:  # errors up to here leave no folder behind
+            require_repeatable(config)
         for each, run_dir in zip(configs, run_dirs, strict=True):
             cleanup.enter_context(contextlib.closing(claim_run_dir(run_dir, each)))
         sources, begins = starting_points(run_dirs, configs)
@@ -67,10 +75,7 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
                 begin_run(run_dir, each, session)
         trainers = []
         for index, (each, run_dir) in enumerate(zip(configs, run_dirs, strict=True)):
-            eval_env = cleanup.enter_context(
-                contextlib.closing(make_evaluation_env(each, each.eval.num_envs))
-            )
-            parts = (agents[index], replay.run(index), env, eval_env, clock, sources[index])
+            parts = (agents[index], replay.run(index), env, eval_envs[index], clock, sources[index])
             trainers.append(Trainer(each, run_dir, index, *parts, lambda: interrupt.requested))
             cleanup.callback(trainers[-1].record.close)
         saved = [checkpoint.load(source, ["env"])["env"] for source in sources if source is not None]
