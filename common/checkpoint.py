@@ -11,6 +11,7 @@ nothing.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -255,6 +256,18 @@ def load(path: Path, parts: Iterable[str], device: torch.device | str = "cpu") -
                 raise
             raise CheckpointError(f"checkpoint file {file} cannot be read: {_reason(error)}") from error
     return state
+
+
+@contextlib.contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Turn whatever comes of putting a checkpoint's content in its place into a CheckpointError that names it."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        said = f"{type(error).__name__} {_reason(error)}" if isinstance(error, KeyError) else _reason(error)
+        raise CheckpointError(f"checkpoint {path} does not fit this run: {said[:300]}") from error
 
 
 def _manifest(path: Path) -> dict[str, Any]:

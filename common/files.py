@@ -6,10 +6,13 @@ import contextlib
 import csv
 import errno
 import functools
+import json
 import logging
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 # What file systems answer that do not know a call: FUSE, network and shared folders.
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -62,3 +65,16 @@ def sync(path: Path) -> None:
 def warn_once(message: str) -> None:
     """Print a warning on the standard error, once in a program; who reads it may be gone."""
     logging.getLogger("fire").warning("warning: %s", message)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return ``value`` as JSON, which knows neither NaN nor infinity: they become ``null``."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -239,7 +239,7 @@ class Config:
         "so that several resets share one beginning",
     )
     device: str = option("auto", "where networks and replay live", choices=("auto", "cpu", "cuda"))
-    num_threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's own choice", minimum=0)
+    num_threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's own choice", minimum=0, maximum=1024)
     precision: str = option(
         "float32",
         "of the products in losses and gradients: float32, tf32 (CUDA), or bf16 (autocast; parameters, optimizers and "

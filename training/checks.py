@@ -69,7 +69,4 @@ def require_known_metric(agent: Agent, config: Config) -> None:
     known = metric_names(agent, config)
     if wanted and not (fnmatch.filter(known, wanted) or fnmatch.filter(known, re.sub(r"_\d+$", "", wanted))):
         near = difflib.get_close_matches(wanted, sorted(known), n=1, cutoff=0.0)[0]
-        hint = "" if config.log.expensive_metrics else " (more with log.expensive_metrics)"
-        raise ConfigError(
-            f"reset.trigger.metric {wanted}: no such metric is measured{hint}; did you mean {near}?"
-        )
+        raise ConfigError(f"reset.trigger.metric {wanted}: no such metric is measured; did you mean {near}?")

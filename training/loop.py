@@ -78,9 +78,11 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
             parts = (agents[index], replay.run(index), env, eval_envs[index], clock, sources[index])
             trainers.append(Trainer(each, run_dir, index, *parts, lambda: interrupt.requested))
             cleanup.callback(trainers[-1].record.close)
-        saved = [checkpoint.load(source, ["env"])["env"] for source in sources if source is not None]
+        began = [source for source in sources if source is not None]
+        saved = [checkpoint.load(source, ["env"])["env"] for source in began]
         seeds = [stream_seed(each.seed, "train_env") for each in configs]
-        obs = env.load_state_dict(saved) if saved else env.reset(seeds)
+        with checkpoint.fitting(began[0]) if began else contextlib.nullcontext():
+            obs = env.load_state_dict(saved) if saved else env.reset(seeds)
         try:
             for trainer in trainers:
                 trainer.start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import csv
-import json
 import shutil
 import textwrap
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from common.files import to_json
 from configs.schema import Config
 from envs import human_normalized_score, success_score
 from envs.vec import Episode
@@ -138,7 +138,7 @@ class Record:
     def reset(self, values: Mapping[str, Any], env_step: int, index: int) -> None:
         """Append reset number ``index`` with what was seen before and after it to ``resets.jsonl``, and print it."""
         with (self.run_dir / "resets.jsonl").open("a") as file:
-            file.write(json.dumps({"env_step": env_step, "index": index, **values}) + "\n")
+            file.write(to_json({"env_step": env_step, "index": index, **values}) + "\n")
         self.say(reset_line(env_step, index, values))
 
     def say(self, message: str) -> None:

@@ -94,30 +94,36 @@ class Trainer:
         """
         state = checkpoint.load(source, ["agent", "replay", "run"])
         run = state["run"]
-        self.agent.load_state_dict(state["agent"])
-        self.replay.load_state_dict(state["replay"])
-        self.minibatches.set_state(run["replay_generator"])
-        self.clock.load_state_dict(run["clock"])
-        self.losses = {name: torch.full((self.index + 1,), value) for name, value in run["losses"].items()}
-        step = self.clock.env_step
-        branch_of = None if self._is_own(source) else source.resolve().parents[1]
-        if branch_of is None:
-            self.best_return = run["best_return"]
-            self._recycled.update(run["recycled"])
-            if self.tracker is not None:
-                self.tracker.load_state_dict(run["tracker"], self.replay.device)
-            self.due.load_state_dict(run["due"])
-            self._unfinished_reset = run.get("unfinished_reset")
-            if measured := run.get("measured"):
-                self._measured = (step, measured)
-            self._saved_at = step
+        with checkpoint.fitting(source):
+            self.agent.load_state_dict(state["agent"])
+            self.replay.load_state_dict(state["replay"])
+            self.minibatches.set_state(run["replay_generator"])
+            self.clock.load_state_dict(run["clock"])
+            self.losses = {
+                name: torch.full((self.index + 1,), value) for name, value in run["losses"].items()
+            }
+            if self._is_own(source):
+                self.best_return = run["best_return"]
+                self._recycled.update(run["recycled"])
+                if self.tracker is not None:
+                    self.tracker.load_state_dict(run["tracker"], self.replay.device)
+                self.due.load_state_dict(run["due"])
+                self._unfinished_reset = run.get("unfinished_reset")
+                if measured := run.get("measured"):
+                    self._measured = (self.clock.env_step, measured)
+                self._saved_at = self.clock.env_step
+            else:
+                self.due.begin_branch()
+            lines = run["record"].get("lines", {})
+        step, branch_of = self.clock.env_step, None
+        if self._is_own(source):
             for kind in ("best", "step"):  # where the run will come again
                 checkpoint.discard_after(self.checkpoint_dir, kind, step)
         else:
-            self.due.begin_branch()
-        lines = run["record"].get("lines", {})
+            branch_of = source.resolve().parents[1]
         self.record = Record(self.config, self.run_dir, step, self.agent.update_step, branch_of, lines)
-        self.record.load_state_dict(run["record"])
+        with checkpoint.fitting(source):
+            self.record.load_state_dict(run["record"])
 
     def _is_own(self, source: Path) -> bool:
         return source.parent == self.checkpoint_dir
