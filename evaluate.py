@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+import functools
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+if __name__ == "__main__":  # nothing here needs more of Ctrl-C than the end
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from common.files import to_json
 from common.table import format_table
 from common.threads import let_idle_threads_sleep
 from common.video import VIDEO_SUFFIXES, VideoError, VideoWriter
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     """Evaluate a run from the command line; returns the exit code."""
     let_idle_threads_sleep()
-    parser = argparse.ArgumentParser(prog="python evaluate.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python evaluate.py", description="Play greedy episodes of a run.")
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder written by train.py")
     parser.add_argument("--episodes", type=int, default=20, help="episodes to play (default: 20)")
     parser.add_argument(
@@ -50,15 +55,21 @@ def main(argv: list[str] | None = None) -> int:
         help="write an episode as MP4 or GIF (default: RUN/video.mp4)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+    parser.add_argument(
+        "--allow-import",
+        action="store_true",
+        help="run the code of the module that the run names in env.id (module:Id); only for runs that you trust",
+    )
     args = parser.parse_args(argv)
 
-    from common.checkpoint import CheckpointError
-    from envs import EnvError
+    from training.failures import one_line
 
     try:
         return _run(args)
-    except (ConfigError, EnvError, CheckpointError, VideoError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        if (line := one_line(error)) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
         return 2
 
 
@@ -68,8 +79,8 @@ def _run(args: argparse.Namespace) -> int:
     from agents import make_agent
     from common import checkpoint
     from common.seeding import stream_seed
-    from envs import make_evaluation_env
-    from training.evaluation import evaluate, newest_agent
+    from envs import import_module_of, make_evaluation_env
+    from training.evaluation import evaluate, load_agent
 
     if args.episodes < 1:
         raise ConfigError(f"--episodes must be at least 1, got {args.episodes}")
@@ -81,37 +92,60 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--json {args.json}: no folder {args.json.parent}")
     if args.video is not None and args.video.name and args.video.suffix not in VIDEO_SUFFIXES:
         raise VideoError(f"--video {args.video}: must end in {' or '.join(VIDEO_SUFFIXES)}")
+    video_path = None if args.video is None else args.video if args.video.name else args.run / "video.mp4"
+    for path in filter(None, (args.json, video_path)):
+        _require_writable(path)
     if not (args.run / "config.yaml").exists():
         raise ConfigError(f"{args.run} is no run folder: it has no config.yaml")
     config = read_config(args.run / "config.yaml")
     # Options of updates alone, which the CPU may not have.
     config = dataclasses.replace(config, precision="float32", compile=False)
-    saved = newest_agent(args.run / "checkpoints", args.checkpoint)
+    if args.allow_import:
+        import_module_of(config.env.id)
+    saved, state = load_agent(args.run / "checkpoints", args.checkpoint)
 
     env = make_evaluation_env(config, 1, None if args.video is None else "rgb_array")
     device = torch.device("cpu")
     agent = make_agent(config, env.observation_space, env.action_space, env.max_episode_steps, device)
-    state = checkpoint.load(saved, ["agent"], device)
-    agent.load_state_dict(state["agent"])
+    with checkpoint.fitting(saved):
+        agent.load_state_dict(state["agent"])
 
-    epsilon = config.eval.epsilon if args.epsilon is None else args.epsilon
-    seed = stream_seed(args.seed, "eval_env")
-    path = None
-    if args.video is None:
-        result = evaluate(agent, env, args.episodes, seed, epsilon=epsilon)
+    play = functools.partial(
+        evaluate,
+        agent,
+        env,
+        args.episodes,
+        stream_seed(args.seed, "eval_env"),
+        unfinished=config.eval.unfinished,
+        epsilon=config.eval.epsilon if args.epsilon is None else args.epsilon,
+        max_episode_steps=config.eval.max_episode_steps,
+    )
+    if video_path is None:
+        result = play()
     else:
-        path = args.video if args.video.name else args.run / "video.mp4"
-        with VideoWriter(path, env.frames_per_second) as video:
-            result = evaluate(agent, env, args.episodes, seed, video, epsilon=epsilon)
+        try:
+            with VideoWriter(video_path, env.frames_per_second) as video:
+                result = play(frames=video)
+        except OSError as error:  # the encoder's words are many lines
+            raise VideoError(f"cannot write {video_path}: {str(error).strip().splitlines()[0]}") from error
     figures = summary(result, env.env_id, state["env_step"], saved.name)
     print(format_table([[key, _shown(value)] for key, value in figures.items() if key != "returns"]))
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        args.json.write_text(to_json(figures, indent=1) + "\n")
         print(f"figures: {args.json}")
-    if path is not None:
-        print(f"video:   {path} (return {result.returns[0]:.1f}, {video.num_frames} frames)")
+    if video_path is not None:
+        print(f"video:   {video_path} (return {result.returns[0]:.1f}, {video.num_frames} frames)")
     env.close()
     return 0
+
+
+def _require_writable(path: Path) -> None:
+    """Raise OSError, before minutes of play, if ``path`` cannot be written; it stays as it is."""
+    existed = path.exists()
+    with path.open("ab"):
+        pass
+    if not existed:
+        path.unlink()
 
 
 def summary(result: Evaluation, env_id: str, env_step: int, name: str) -> dict[str, object]:
@@ -128,6 +162,7 @@ def summary(result: Evaluation, env_id: str, env_step: int, name: str) -> dict[s
         "standard_error": result.stderr,
         "interval_95": [low, high],
         "mean_length": result.mean_length,
+        "cut_off": result.cut_off,
         "random_score": random_score(env_id),
         "returns": list(result.returns),
     }

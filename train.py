@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+if __name__ == "__main__":  # Ctrl-C while modules are imported; training has a handler of its own
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from common.threads import let_idle_threads_sleep
 from configs import loader
 from configs.errors import ConfigError
 
 if TYPE_CHECKING:
+    from configs.loader import Flags
     from configs.schema import Config
     from training.trainer import Trainer
 
@@ -34,17 +38,16 @@ def main(argv: list[str]) -> int:
         print("---\n".join(loader.dump(config, flags.origins) for config, flags in loaded), end="")
         return 0
     try:
-        return _train([config for config, _ in loaded], flags.run_dir, argv)
+        return _train([config for config, _ in loaded], flags, argv)
     except KeyboardInterrupt:
         print("stopped at once; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
 
 
-def _train(variants: list[Config], run_dir: Path | None, argv: list[str]) -> int:
+def _train(variants: list[Config], flags: Flags, argv: list[str]) -> int:
     # PyTorch and the environments are imported here, so that --help and a misspelt flag are answered at once.
-    from common.checkpoint import CheckpointError
-    from envs import EnvError
-    from training.due import UnknownMetric
+    from envs import import_module_of
+    from training.failures import one_line
     from training.folder import run_configs, run_folders
     from training.loop import train_together
     from training.summary import python_command
@@ -52,37 +55,59 @@ def _train(variants: list[Config], run_dir: Path | None, argv: list[str]) -> int
 
     where = ""
     try:
+        # Typed by the user, not named by a file of perhaps someone else.
+        if flags.origins["env.id"] == "--env":
+            import_module_of(variants[0].env.id)
         configs = run_configs(variants)
-        folders = run_folders(configs, run_dir)
+        folders = run_folders(configs, flags.run_dir)
         where = ", ".join(map(str, folders))
         trainers = train_together(configs, folders)
-    except (ConfigError, EnvError, CheckpointError, UnknownMetric) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        conclusions = [_conclusion(trainer, argv) for trainer in trainers if trainer.finished]
     except TrainingDiverged as error:
         print(f"error: training diverged: {error}; {where} keeps its last checkpoint", file=sys.stderr)
         return 1
-    clock = trainers[0].clock
-    if not clock.finished:
-        print(f"stopped and saved at env step {clock.env_step:,}; the same command resumes:")
+    except Exception as error:
+        if (line := one_line(error)) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 2
+    if not all(trainer.finished for trainer in trainers):
+        step = trainers[0].saved_at
+        if step is None:
+            print("stopped before the first step, nothing is saved; the same command starts anew:")
+        else:
+            print(f"stopped and saved at env step {step:,}; the same command resumes:")
         print(f"  {python_command()} train.py {shlex.join(argv)}")
         return 130
-    for trainer in trainers:
-        _conclude(trainer, argv)
+    for trainer, words in zip(trainers, conclusions, strict=True):
+        _draw(trainer)
+        print(words)
     return 0
 
 
-def _conclude(trainer: Trainer, argv: list[str]) -> None:
-    """Draw the learning curve of a finished run and print what came out."""
+def _conclusion(trainer: Trainer, argv: list[str]) -> str:
+    """Return what came out of a finished run."""
     from envs import human_score, random_score, success_score
-    from training.plots import plot_learning_curve
-    from training.summary import closing_words, random_mean
+    from training.summary import closing_words
+
+    env_id = trainer.config.env.id
+    return closing_words(trainer, argv, random_score(env_id), success_score(env_id), human_score(env_id))
+
+
+def _draw(trainer: Trainer) -> None:
+    """Draw the learning curve; a finished run is finished without it."""
+    from envs import success_score
+    from training import plots
+    from training.summary import random_mean
 
     config, run_dir = trainer.config, trainer.run_dir
-    random, success = random_score(config.env.id), success_score(config.env.id)
     title = f"{config.algo} on {config.env.id}, reset: {config.reset.name}, seed {config.seed}"
-    plot_learning_curve(run_dir, title, random_mean(run_dir), success)
-    print(closing_words(trainer, argv, random, success, human_score(config.env.id)))
+    try:
+        plots.plot_learning_curve(run_dir, title, random_mean(run_dir), success_score(config.env.id))
+    except Exception as error:
+        print(
+            f"warning: {run_dir} has no learning_curve.png: {' '.join(str(error).split())}", file=sys.stderr
+        )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 
 from agents import make_agent
-from common import checkpoint
 from common.stats import bootstrap_interval, standard_error
 from configs.loader import read_config
 from configs.schema import Config
@@ -33,7 +32,7 @@ from envs import make_vec
 from envs.humanoid.tasks import TASKS
 from envs.official import PREFIX
 from envs.vec import VecEnv
-from training.evaluation import Policy, RandomPolicy, evaluate, newest_agent
+from training.evaluation import Policy, RandomPolicy, evaluate, load_agent
 
 CELL = 26  # characters
 Row = dict[str, float | tuple[float, float] | str]
@@ -43,8 +42,8 @@ def trained_policy(run: Path, config: Config, env: VecEnv) -> Policy:
     """Return the best checkpoint's agent of a run, built for ``env``."""
     device = torch.device("cpu")
     agent = make_agent(config, env.observation_space, env.action_space, env.max_episode_steps, device)
-    saved = newest_agent(run / "checkpoints", "best")
-    agent.load_state_dict(checkpoint.load(saved, ["agent"], device)["agent"])
+    _, state = load_agent(run / "checkpoints", "best")
+    agent.load_state_dict(state["agent"])
     return agent
 
 

@@ -197,8 +197,15 @@ class EvalConfig:
     )
     unfinished: str = option(
         "drop",
-        "episodes that eval.steps cuts off: drop them (unless none has ended), or count their return so far",
+        "episodes that are cut off: drop them (unless none has ended), or count their return so far",
         choices=("drop", "count"),
+    )
+    max_episode_steps: int = option(
+        10_000,
+        "length at which an episode is cut off where the environment has no time limit of its own, treated as "
+        "eval.unfinished says; five times the longest limit among Gymnasium's own tasks",
+        "env steps",
+        minimum=1,
     )
     epsilon: float = option(0.0, "share of actions drawn uniformly", minimum=0, maximum=1)
     num_envs: int = option(1, "evaluation environments stepped together", minimum=1)
@@ -254,7 +261,7 @@ class Config:
         "so that several resets share one beginning",
     )
     device: str = option("auto", "where networks and replay live", choices=("auto", "cpu", "cuda"))
-    num_threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's own choice", minimum=0)
+    num_threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's own choice", minimum=0, maximum=1024)
     precision: str = option(
         "float32",
         "of the products in losses and gradients: float32, tf32 (CUDA), or bf16 (autocast; parameters, optimizers and "

@@ -2,7 +2,7 @@
 
 import envs.humanoid  # noqa: F401  (registers the native tasks)
 from envs.errors import EnvError
-from envs.make import make_env, resolve_env_id
+from envs.make import import_module_of, make_env, resolve_env_id
 from envs.scores import human_normalized_score, human_score, random_score, success_score
 from envs.vec import Episode, Step, VecEnv, make_evaluation_env, make_training_env, make_vec
 
@@ -13,6 +13,7 @@ __all__ = [
     "VecEnv",
     "human_normalized_score",
     "human_score",
+    "import_module_of",
     "make_env",
     "make_evaluation_env",
     "make_training_env",

@@ -145,6 +145,18 @@ class VecEnv:
         truncated = reached.truncated & ~reached.terminated
         return Step(obs, next_obs, reward, reached.terminated, truncated, episodes)
 
+    def cut_off(self, rows: np.ndarray) -> tuple[np.ndarray, list[Episode]]:
+        """End the episodes of ``rows``, ascending indices, which would go on, and start the next ones there.
+
+        Returns:
+            what to act on now, (R, *obs_shape), and the episodes ended.
+        """
+        self._require_reset()
+        episodes = self._start_next_episodes(rows)
+        obs = self._obs.astype(self._obs_dtype)
+        self._require_finite("observation", obs)
+        return obs, episodes
+
     def running_episodes(self) -> list[Episode]:
         """Return the episodes under way with return and length so far, those not yet begun left out."""
         self._require_reset()

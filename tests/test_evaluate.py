@@ -104,6 +104,17 @@ def test_command_needs_neither_the_precision_nor_the_compiler_of_the_updates(run
     assert evaluation.main([str(tmp_path / "run"), "--episodes", "1"]) == 0
 
 
+def test_command_changes_nothing_in_the_folder_of_a_run_that_may_be_writing(run_dir, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run_dir, folder)
+    (best,) = (folder / "checkpoints").glob("best_*")
+    best.rename(best.with_name(f".{best.name}.replaced"))  # as between the two renames of a second save
+    (folder / "checkpoints/.step_000000000310.partial").mkdir()
+    before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*"))
+    assert evaluation.main([str(folder), "--episodes", "1"]) == 0
+    assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
+
+
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.gif"])
 def test_command_writes_a_video_of_the_first_episode(run_dir, tmp_path, name, capsys):
     path = tmp_path / name

@@ -117,6 +117,13 @@ class Due:
         self.next_step = min(self._total_steps, *(schedule.next_step for schedule in self._schedules))
 
     @property
+    def left_over(self) -> bool:
+        """Whether something that is due at this step has been put off."""
+        step = self._clock.env_step
+        unasked = self._trigger_reason is not None or any(each.next_step <= step for each in self._schedules)
+        return unasked or (self._clock.finished and self._evaluated_at != step)
+
+    @property
     def resets_possible(self) -> bool:
         """Whether any reset can happen before the end."""
         reset, last = self._options, self._total_steps - 1
@@ -203,6 +210,8 @@ class Due:
             "num_resets": self.num_resets,
             "schedules": [schedule.state_dict() for schedule in self._schedules],
             "trigger": self._trigger.state_dict(),
+            "trigger_reason": self._trigger_reason,
+            "evaluated_at": self._evaluated_at,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -210,4 +219,7 @@ class Due:
         for schedule, saved in zip(self._schedules, state["schedules"], strict=True):
             schedule.load_state_dict(saved)
         self._trigger.load_state_dict(state["trigger"])
+        # Runs saved before these were part of the state had put nothing off.
+        self._trigger_reason = state.get("trigger_reason")
+        self._evaluated_at = int(state.get("evaluated_at", self._clock.env_step))
         self.look_ahead()

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import fcntl
+import os
+import secrets
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import IO
 
 from common import checkpoint
+from common.files import UNSUPPORTED, replace_bytes, warn_once
 from configs import loader
 from configs.errors import ConfigError
 from configs.schema import Config
 
+# What a run writes as it goes on.
+HISTORY = ("scalars.csv", "evaluations.csv", "resets.jsonl")
+# What an interrupted beginning may leave.
+BEGUN = (".lock", "config.yaml.tmp", "checkpoints")
 # Where a run is computed is not what it computes: these may change when it is resumed.
 RESUMABLE_WITH_OTHER = (
     "device",
@@ -37,35 +45,79 @@ def default_run_dir(config: Config) -> Path:
     return Path("runs") / (name + "-branch" if config.branch_from else name)
 
 
-def starting_points(run_dirs: Sequence[Path], configs: Sequence[Config]) -> list[Path | None]:
-    """Return the checkpoint from which each run of a program goes on; None for one that begins from nothing.
+def open_runs(
+    run_dirs: Sequence[Path], configs: Sequence[Config], cleanup: contextlib.ExitStack
+) -> Sequence[Path | None]:
+    """Claim the folders of a program's runs until ``cleanup``; return what each goes on from, as ``starting_points``.
 
-    It is the newest step at which all runs have one: a program stopped between the saves of two of its runs has
-    older ones of both.
+    Runs that begin are marked as ones that have saved nothing.
+    """
+    for config, run_dir in zip(configs, run_dirs, strict=True):
+        cleanup.enter_context(contextlib.closing(claim_run_dir(run_dir, config)))
+    sources, begins = starting_points(run_dirs, configs)
+    if begins:
+        session = secrets.token_hex(8)
+        for config, run_dir in zip(configs, run_dirs, strict=True):
+            begin_run(run_dir, config, session)
+    return sources
+
+
+def starting_points(
+    run_dirs: Sequence[Path], configs: Sequence[Config]
+) -> tuple[Sequence[Path | None], bool]:
+    """Return the checkpoint from which each run of a program goes on, and whether they begin.
+
+    Runs that begin have that of ``branch_from``, or None. Others go on from the newest step at which all have one: a
+    program stopped between the saves of two of its runs has older ones of both. Those stopped between their first
+    saves begin again.
 
     Raises:
+        CheckpointError: a run has lost its checkpoints, or they may not be read.
         ConfigError: the runs have no checkpoint of a common step, or ``branch_from`` cannot be followed.
     """
-    saved = [
-        {_step_of(path): path for path in checkpoint.find(run_dir / "checkpoints", "step")}
-        for run_dir in run_dirs
-    ]
-    if not any(saved):
-        return [_branch_source(config) if config.branch_from else None for config in configs]
-    common = set.intersection(*map(set, saved))
-    if not common:
-        newest = [max(steps, default=0) for steps in saved]
-        shown = ", ".join(f"{run_dir} at {step:,}" for run_dir, step in zip(run_dirs, newest, strict=True))
-        raise ConfigError(
-            f"runs trained together must stand at one env step, but there are {shown}; bring those behind to "
-            f"{max(newest):,} one by one, or delete them all"
-        )
-    return [steps[max(common)] for steps in saved]
+    if saved := _saved_points(run_dirs):
+        return saved, False
+    return [_branch_source(config) for config in configs], True
 
 
-def _branch_source(config: Config) -> Path:
-    """Return the checkpoint that ``branch_from`` names; ConfigError if there is none or its run differs too much."""
-    given = Path(config.branch_from or "")
+def _saved_points(run_dirs: Sequence[Path]) -> list[Path] | None:
+    """Return the checkpoint of each run at their newest common step; None: all begin, and nothing is lost by it."""
+    folders = [run_dir / "checkpoints" for run_dir in run_dirs]
+    saved = [{checkpoint.step_of(path): path for path in checkpoint.find(f, "step")} for f in folders]
+    marks = [checkpoint.session_of(folder) for folder in folders]
+    for run_dir, steps, mark in zip(run_dirs, saved, marks, strict=True):
+        if not steps and mark is None and any((run_dir / name).exists() for name in HISTORY):
+            raise checkpoint.CheckpointError(
+                f"run folder {run_dir} holds a run's history, but no checkpoint from which it could go on; put its "
+                "checkpoints/ back, choose another --run-dir, or delete the folder to begin anew"
+            )
+    # With a mark, checkpoints are what a beginning has not deleted yet.
+    kept = [steps if mark is None else {} for steps, mark in zip(saved, marks, strict=True)]
+    if not any(kept):
+        return None
+    common = set.intersection(*map(set, kept))
+    if common:
+        return [steps[max(common)] for steps in kept]
+    firsts = {checkpoint.session_of(path) for steps in kept for path in steps.values()}
+    if firsts <= {mark for mark in marks if mark}:
+        return None
+    newest = [max(steps, default=0) for steps in kept]
+    shown = ", ".join(f"{run_dir} at {step:,}" for run_dir, step in zip(run_dirs, newest, strict=True))
+    raise ConfigError(
+        f"runs trained together must stand at one env step, but there are {shown}; bring those behind to "
+        f"{max(newest):,} one by one, or delete them all"
+    )
+
+
+def _branch_source(config: Config) -> Path | None:
+    """Return the checkpoint that ``branch_from`` names; None without one.
+
+    Raises:
+        ConfigError: there is none, or its run differs too much.
+    """
+    if not config.branch_from:
+        return None
+    given = Path(config.branch_from)
     saved = checkpoint.find(given / "checkpoints", "step")
     source = saved[-1] if saved else given
     if not (source.name.startswith("step_") and (source / "manifest.json").exists()):
@@ -78,15 +130,11 @@ def _branch_source(config: Config) -> Path:
             f"branch_from {given}: a branch may differ in reset, eval, log, checkpoint and total_steps alone, "
             f"but that run has {other}"
         )
-    if _step_of(source) >= config.total_steps:
+    if (step := checkpoint.step_of(source)) >= config.total_steps:
         raise ConfigError(
-            f"total_steps {config.total_steps} must exceed the {_step_of(source)} env steps at which {source} was saved"
+            f"total_steps {config.total_steps} must exceed the {step} env steps at which {source} was saved"
         )
     return source
-
-
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step_"))
 
 
 def _differences(saved: Config, asked: Config, ignored: Collection[str]) -> str:
@@ -100,35 +148,96 @@ def _differences(saved: Config, asked: Config, ignored: Collection[str]) -> str:
     return ", ".join(other[:5]) + (f" and {len(other) - 5} more" if len(other) > 5 else "")
 
 
-def claim_run_dir(run_dir: Path, config: Config) -> IO[str]:
-    """Create ``run_dir`` with ``config.yaml``, or make sure that it holds this very configuration.
+class Claim:
+    """Claim: the right to write into a run folder, until ``close`` or the end of the process.
 
-    Returns:
-        an open lock file; closing it lets another process continue the run.
+    It is a lock on the folder itself, not on a file in it that someone might delete.
+
+    Raises:
+        ConfigError: another process has it, or the folder cannot be made.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        while True:
+            try:
+                run_dir.mkdir(parents=True, exist_ok=True)
+                self._descriptor = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
+            except FileExistsError as error:
+                raise ConfigError(
+                    f"{run_dir} exists and is no run folder; choose another --run-dir"
+                ) from error
+            except OSError as error:
+                raise ConfigError(f"cannot write into run folder {run_dir}: {error.strerror}") from error
+            try:
+                self._lock(run_dir)
+                ours, there = os.fstat(self._descriptor), run_dir.stat()
+            except FileNotFoundError:
+                self.close()
+                continue
+            except BaseException:
+                self.close()
+                raise
+            if os.path.samestat(ours, there):
+                return
+            self.close()  # someone has put another folder there since
+
+    def _lock(self, run_dir: Path) -> None:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"another process is training in {run_dir}") from error
+        except OSError as error:
+            # NFS locks only what is open for writing, which a folder cannot be.
+            if error.errno not in (*UNSUPPORTED, errno.EBADF):
+                raise ConfigError(f"cannot lock run folder {run_dir}: {error.strerror}") from error
+            warn_once(f"the file system of {run_dir} cannot lock folders: nothing keeps a second process out")
+
+    def close(self) -> None:
+        """Let another process continue the run."""
+        os.close(self._descriptor)
+
+
+def claim_run_dir(run_dir: Path, config: Config) -> Claim:
+    """Claim ``run_dir``, made if missing, for a run of this very configuration.
 
     Raises:
         ConfigError: the folder holds another run or other files, or another process is training in it.
     """
-    path = run_dir / "config.yaml"
-    if path.exists():
-        if other := _differences(loader.read_config(path), config, RESUMABLE_WITH_OTHER):
-            raise ConfigError(
-                f"run folder {run_dir} holds a run with {other}; choose another --run-dir, or delete it"
-            )
-    elif run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        raise ConfigError(f"{run_dir} exists and is no run folder (no config.yaml); choose another --run-dir")
+    claim = Claim(run_dir)
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = (run_dir / ".lock").open("w")
+        path = run_dir / "config.yaml"
+        if path.exists():
+            if other := _differences(loader.read_config(path), config, RESUMABLE_WITH_OTHER):
+                raise ConfigError(
+                    f"run folder {run_dir} holds a run with {other}; choose another --run-dir, or delete it"
+                )
+        elif any(entry.name not in BEGUN for entry in run_dir.iterdir()):
+            raise ConfigError(
+                f"{run_dir} exists and is no run folder (no config.yaml); choose another --run-dir"
+            )
+    except BaseException:
+        claim.close()
+        raise
+    return claim
+
+
+def begin_run(run_dir: Path, config: Config, session: str) -> None:
+    """Make a claimed folder that of a run which has saved nothing; whatever a dead session has saved goes.
+
+    Args:
+        run_dir: claimed.
+        config: of the run.
+        session: the same for all runs of a program, and for no other program.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    try:
+        checkpoint.begin(run_dir / "checkpoints", session)
+        if not (run_dir / "config.yaml").exists():
+            replace_bytes(run_dir / "config.yaml", loader.dump(config).encode())
     except OSError as error:
         raise ConfigError(f"cannot write into run folder {run_dir}: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ConfigError(f"another process is training in {run_dir}") from error
-    if not path.exists():
-        path.write_text(loader.dump(config))
-    return lock
 
 
 def run_configs(variants: Sequence[Config]) -> list[Config]:

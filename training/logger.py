@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+
+from common.files import reading_run_file, replace_bytes
 
 
 class Logger:
@@ -17,8 +18,7 @@ class Logger:
 
     Args:
         run_dir: existing folder.
-        resume_step: keep what was written up to this env step and drop what an interrupted run wrote after it;
-            None starts afresh.
+        resume_step: env step from which ``scalars.csv`` goes on; None starts afresh.
     """
 
     def __init__(self, run_dir: Path, resume_step: int | None) -> None:
@@ -27,8 +27,6 @@ class Logger:
             path.write_text("env_step,key,value\n")
             for events in run_dir.glob("events.out.tfevents.*"):  # of a session that saved nothing
                 events.unlink()
-        else:
-            truncate_csv(path, resume_step)
         purge = None if resume_step is None else resume_step + 1
         self._tensorboard = SummaryWriter(str(run_dir), purge_step=purge)
         self._file = path.open("a", newline="")
@@ -56,23 +54,26 @@ class Logger:
         self._file.close()
 
 
-def truncate_csv(path: Path, last_step: int) -> None:
-    """Drop the rows whose first column exceeds ``last_step``, and a last row cut off in mid-write."""
-    if not path.exists():
-        return
-    header, *rows = path.read_text().splitlines(keepends=True)
-    kept = [row for row in rows if row.endswith("\n") and int(row.split(",", 1)[0]) <= last_step]
-    _replace(path, [header, *kept])
+def truncate(path: Path, last_step: int, lines: int | None) -> None:
+    """Drop the lines of a run's history that came after a checkpoint, and one cut off in mid-write.
 
+    Args:
+        path: CSV whose first column is the env step, or JSON lines with ``env_step``.
+        last_step: of the checkpoint.
+        lines: in the file when the checkpoint was saved: a later session may have written more at that very step.
 
-def truncate_jsonl(path: Path, last_step: int) -> None:
-    """Drop the lines whose ``env_step`` exceeds ``last_step``, and a last line cut off in mid-write."""
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    _replace(path, [line for line in lines if json.loads(line)["env_step"] <= last_step])
-
-
-def _replace(path: Path, lines: list[str]) -> None:
-    """Write ``lines`` in one step, so that a kill leaves the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(lines))
-    os.replace(temporary, path)
+    Raises:
+        RunFileError: the file is missing or damaged.
+    """
+    kept = []
+    with reading_run_file(path):
+        content = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(content, 1):
+        if number == 1 and path.suffix == ".csv":
+            kept.append(line)
+        elif line.endswith(b"\n"):
+            with reading_run_file(path, number):
+                step = int(json.loads(line)["env_step"] if path.suffix == ".jsonl" else line.split(b",")[0])
+            if step < last_step or (step == last_step and (lines is None or number <= lines)):
+                kept.append(line)
+    replace_bytes(path, b"".join(kept))

@@ -20,8 +20,10 @@ from common.memory import keep_freed_memory
 from common.seeding import stream_seed
 from configs.schema import Config
 from envs import make_evaluation_env, make_training_env
+from training.checks import require_known_metric, require_repeatable
 from training.due import Clock
-from training.folder import claim_run_dir, starting_points
+from training.evaluation import EvaluationStopped
+from training.folder import open_runs, starting_points
 from training.profiling import StepProfiler
 from training.trainer import Trainer, TrainingDiverged
 
@@ -47,28 +49,37 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
     keep_freed_memory()
     with contextlib.ExitStack() as cleanup:
         # Build
+        interrupt = cleanup.enter_context(Interrupt())
         device = pick_device(config.device)
         env = cleanup.enter_context(contextlib.closing(make_training_env(config, len(configs))))
         spaces = env.observation_space, env.action_space
         single = [make_agent(each, *spaces, env.max_episode_steps, device) for each in configs]
         replay = make_replay(config, *spaces, single[0].gamma, device, len(configs))
         clock = Clock(config)
-        sources = starting_points(run_dirs, configs)
+        eval_envs = [
+            cleanup.enter_context(contextlib.closing(make_evaluation_env(each, each.eval.num_envs)))
+            for each in configs
+        ]
+        for agent, each in zip(single, configs, strict=True):
+            require_known_metric(agent, each)
+        if starting_points(run_dirs, configs)[1]:  # errors up to here leave no folder behind
+            require_repeatable(config)
+        sources = open_runs(run_dirs, configs, cleanup)
         trainers = []
         for index, (each, run_dir) in enumerate(zip(configs, run_dirs, strict=True)):
-            eval_env = cleanup.enter_context(
-                contextlib.closing(make_evaluation_env(each, each.eval.num_envs))
-            )
-            cleanup.enter_context(contextlib.closing(claim_run_dir(run_dir, each)))
-            own = (single[index], replay.run(index), env, eval_env, clock, sources[index])
-            trainers.append(Trainer(each, run_dir, index, *own))
+            parts = (single[index], replay.run(index), env, eval_envs[index], clock, sources[index])
+            trainers.append(Trainer(each, run_dir, index, *parts, lambda: interrupt.requested))
             cleanup.callback(trainers[-1].record.close)
-        interrupt = cleanup.enter_context(Interrupt())
-        saved = [checkpoint.load(source, ["env"])["env"] for source in sources if source is not None]
+        began = [source for source in sources if source is not None]
+        saved = [checkpoint.load(source, ["env"])["env"] for source in began]
         seeds = [stream_seed(each.seed, "train_env") for each in configs]
-        obs = env.load_state_dict(saved) if saved else env.reset(seeds)
-        for trainer in trainers:
-            trainer.start()
+        with checkpoint.fitting(began[0]) if began else contextlib.nullcontext():
+            obs = env.load_state_dict(saved) if saved else env.reset(seeds)
+        try:
+            for trainer in trainers:
+                trainer.start()
+        except EvaluationStopped:  # none has begun
+            return trainers
         agents = Agents(single)
         learner = make_learner(agents, replay, [trainer.minibatches for trainer in trainers], config)
         worker = cleanup.enter_context(ThreadPoolExecutor(1)) if config.act_lag else None
@@ -168,7 +179,5 @@ class Interrupt:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
-        with contextlib.suppress(
-            OSError
-        ):  # whoever read the output may be gone; the run is saved all the same
+        with contextlib.suppress(OSError):  # the reader may be gone; the run is saved all the same
             print("\nstopping after this step (Ctrl-C again: at once, without saving)", file=sys.stderr)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import os
 from pathlib import Path
+
+from training.summary import evaluations, reset_records
 
 
 def plot_learning_curve(
@@ -13,21 +14,26 @@ def plot_learning_curve(
     """Draw ``evaluations.csv`` with its 95 % intervals, the resets and the reference scores; return the PNG's path.
 
     Raises:
-        FileNotFoundError: the run has written no evaluations.
+        RunFileError: the run has written no evaluations, or they are damaged.
     """
-    import matplotlib
+    # Figures of their own, not pyplot's: a notebook's backend (MPLBACKEND) is neither needed nor changed.
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    with (run_dir / "evaluations.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["when"] != "random_policy"]
-    resets = [json.loads(line)["env_step"] for line in (run_dir / "resets.jsonl").read_text().splitlines()]
+    rows = [row for row in evaluations(run_dir) if row["when"] != "random_policy"]
+    resets = [record["env_step"] for record in reset_records(run_dir)]
     column = {
         name: [float(row[name]) for row in rows] for name in ("env_step", "mean_return", "low_95", "high_95")
     }
 
-    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
+    figure = Figure(figsize=(8, 4.5), dpi=120)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
     axes.plot(
         column["env_step"],
         column["mean_return"],
@@ -60,5 +66,4 @@ def plot_learning_curve(
     figure.tight_layout()
     path = run_dir / "learning_curve.png"
     figure.savefig(path)
-    plt.close(figure)
     return path

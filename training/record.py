@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import csv
-import json
 import shutil
 import textwrap
 from collections.abc import Mapping
@@ -13,15 +12,16 @@ from typing import Any
 
 from torch import Tensor
 
+from common.files import to_json
 from configs.schema import Config
 from envs import human_normalized_score, success_score
 from envs.vec import Episode
 from training.evaluation import Evaluation
-from training.logger import Logger, truncate_csv, truncate_jsonl
+from training.folder import HISTORY
+from training.logger import Logger, truncate
 from training.progress import Progress
 from training.summary import reset_line
 
-HISTORY = ("scalars.csv", "evaluations.csv", "resets.jsonl")
 RETURN_WINDOW = 100  # finished episodes averaged in rollout/ep_rew_mean, Stable-Baselines3's number
 EVALUATION_COLUMNS = (
     "env_step",
@@ -44,6 +44,7 @@ class Record:
         resume_step: env step from which the run goes on: what was written later is dropped. None: it begins.
         update_step: gradient updates made so far.
         branch_of: folder of the run whose history up to ``resume_step`` this one shares and has yet to copy, or None.
+        lines: of each file of the history when the checkpoint was saved, where it says so.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Record:
         resume_step: int | None,
         update_step: int,
         branch_of: Path | None = None,
+        lines: Mapping[str, int] | None = None,
     ) -> None:
         self._config = config
         self.run_dir = run_dir
@@ -67,8 +69,8 @@ class Record:
             (run_dir / "evaluations.csv").write_text(",".join(EVALUATION_COLUMNS) + "\n")
             (run_dir / "resets.jsonl").write_text("")
         else:
-            truncate_csv(run_dir / "evaluations.csv", resume_step)
-            truncate_jsonl(run_dir / "resets.jsonl", resume_step)
+            for name in HISTORY:
+                truncate(run_dir / name, resume_step, (lines or {}).get(name))
         self._logger = Logger(run_dir, resume_step)
         if resume_step is None or branch_of is not None:
             # Indented, so that TensorBoard's Markdown shows it as it is.
@@ -136,7 +138,7 @@ class Record:
     def reset(self, values: Mapping[str, Any], env_step: int, index: int) -> None:
         """Append reset number ``index`` with what was seen before and after it to ``resets.jsonl``, and print it."""
         with (self.run_dir / "resets.jsonl").open("a") as file:
-            file.write(json.dumps({"env_step": env_step, "index": index, **values}) + "\n")
+            file.write(to_json({"env_step": env_step, "index": index, **values}) + "\n")
         self.say(reset_line(env_step, index, values))
 
     def say(self, message: str) -> None:
@@ -151,11 +153,13 @@ class Record:
         self.progress.close()
 
     def state_dict(self) -> dict[str, Any]:
+        self.flush()
         return {
             "returns": list(self._returns),
             "lengths": list(self._lengths),
             "last_evaluation": self.last_evaluation,
             "seconds": self.seconds,
+            "lines": {name: (self.run_dir / name).read_bytes().count(b"\n") for name in HISTORY},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.files import reading_run_file
+
 if TYPE_CHECKING:
     from training.trainer import Trainer
 
@@ -35,11 +37,13 @@ def closing_words(
 ) -> str:
     """Return what a finished run did, its score beside the random policy's, and what to type next."""
     config, run_dir, env_step = trainer.config, trainer.run_dir, trainer.clock.env_step
-    with (run_dir / "evaluations.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    random = next(row for row in rows if row["when"] == "random_policy")
-    last = rows[-1]
-    resets = [json.loads(line) for line in (run_dir / "resets.jsonl").read_text().splitlines()]
+    rows = evaluations(run_dir)
+    resets = reset_records(run_dir)
+    with reading_run_file(run_dir / "evaluations.csv"):
+        random = next(row for row in rows if row["when"] == "random_policy")
+        last = rows[-1]
+        is_better = float(last["low_95"]) > float(random["high_95"])
+        final, untrained = _score(last), _score(random)
 
     frames = env_step * config.env.action_repeat
     words = [
@@ -61,9 +65,7 @@ def closing_words(
         )
     else:
         words.append("No network was reset.")
-    words.append(
-        f"Final evaluation {_score(last)}; the random policy gets {_score(random)} in the same environment."
-    )
+    words.append(f"Final evaluation {final}; the random policy gets {untrained} in the same environment.")
     published = {
         "random policy {}": published_random,
         "success from {:.0f}": success_score,
@@ -71,7 +73,7 @@ def closing_words(
     }
     if known := [words_for.format(score) for words_for, score in published.items() if score is not None]:
         words.append(f"Published: {', '.join(known)}.")
-    if float(last["low_95"]) <= float(random["high_95"]):
+    if not is_better:
         words.append("Its interval does not lie above the random policy's: this run shows no learning yet.")
     other = "fire" if config.reset.strategy == "none" else "none"
     words += [
@@ -107,10 +109,29 @@ def _without_reset(argv: Sequence[str]) -> list[str]:
 
 def random_mean(run_dir: Path) -> float:
     """Return the random policy's mean return, measured when the run began."""
-    with (run_dir / "evaluations.csv").open(newline="") as file:
-        return next(
-            float(row["mean_return"]) for row in csv.DictReader(file) if row["when"] == "random_policy"
-        )
+    with reading_run_file(run_dir / "evaluations.csv"):
+        rows = evaluations(run_dir)
+        return next(float(row["mean_return"]) for row in rows if row["when"] == "random_policy")
+
+
+def evaluations(run_dir: Path) -> list[dict[str, str]]:
+    """Return the rows of ``evaluations.csv`` by column; RunFileError if it is damaged."""
+    path = run_dir / "evaluations.csv"
+    with reading_run_file(path), path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def reset_records(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the records in ``resets.jsonl``; RunFileError if it is damaged."""
+    path = run_dir / "resets.jsonl"
+    records = []
+    with reading_run_file(path):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            with reading_run_file(path, number):
+                record = json.loads(line)
+                record["env_step"], record["reset"], record["report"]["reset/seconds"]  # what is read of it
+                records.append(record)
+    return records
 
 
 def _score(row: Mapping[str, str]) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from fire.metrics.costly import diagnose, spectra
 from fire.network.slot import NetworkSlot
 from fire.resets.registry import make_reset, reset_networks
 from training.due import Clock, Due
-from training.evaluation import Evaluation, RandomPolicy, evaluate
+from training.evaluation import Evaluation, EvaluationStopped, RandomPolicy, evaluate
 from training.record import Record
 
 
@@ -40,6 +41,7 @@ class Trainer:
         eval_env: its own.
         clock: of the program.
         source: checkpoint that it goes on from, its own or another run's; None: it begins from nothing.
+        stop: whether someone has asked to stop, which evaluations do not wait for.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Trainer:
         eval_env: VecEnv,
         clock: Clock,
         source: Path | None,
+        stop: Callable[[], bool],
     ) -> None:
         self.config = config
         self.run_dir = run_dir
@@ -71,8 +74,10 @@ class Trainer:
         self.best_return = -math.inf
         self._recycled: collections.Counter[str] = collections.Counter()  # units by network since the log
         self._measured: tuple[int, Mapping[str, float]] = (-1, {})  # env step and newest plasticity metrics
+        self._unfinished_reset: dict[str, Any] | None = None  # done, its evaluation afterwards not yet
         self._saved_at = -1
         self._source = source
+        self._stop = stop
         if source is None:
             self.record = Record(config, run_dir, None, 0)
         else:
@@ -85,26 +90,36 @@ class Trainer:
         """
         state = checkpoint.load(source, ["agent", "replay", "run"])
         run = state["run"]
-        self.agent.load_state_dict(state["agent"])
-        self.replay.load_state_dict(state["replay"])
-        self.minibatches.set_state(run["replay_generator"])
-        self.clock.load_state_dict(run["clock"])
-        self.losses = {name: torch.full((self.index + 1,), value) for name, value in run["losses"].items()}
-        step = self.clock.env_step
-        branch_of = None if self._is_own(source) else source.resolve().parents[1]
-        if branch_of is None:
-            self.best_return = run["best_return"]
-            self._recycled.update(run["recycled"])
-            if self.tracker is not None:
-                self.tracker.load_state_dict(run["tracker"], self.replay.device)
-            self.due.load_state_dict(run["due"])
-            self._saved_at = step
+        with checkpoint.fitting(source):
+            self.agent.load_state_dict(state["agent"])
+            self.replay.load_state_dict(state["replay"])
+            self.minibatches.set_state(run["replay_generator"])
+            self.clock.load_state_dict(run["clock"])
+            self.losses = {
+                name: torch.full((self.index + 1,), value) for name, value in run["losses"].items()
+            }
+            if self._is_own(source):
+                self.best_return = run["best_return"]
+                self._recycled.update(run["recycled"])
+                if self.tracker is not None:
+                    self.tracker.load_state_dict(run["tracker"], self.replay.device)
+                self.due.load_state_dict(run["due"])
+                self._unfinished_reset = run.get("unfinished_reset")
+                if measured := run.get("measured"):
+                    self._measured = (self.clock.env_step, measured)
+                self._saved_at = self.clock.env_step
+            else:
+                self.due.begin_branch()
+            lines = run["record"].get("lines", {})
+        step, branch_of = self.clock.env_step, None
+        if self._is_own(source):
+            for kind in ("best", "step"):  # where the run will come again
+                checkpoint.discard_after(self.checkpoint_dir, kind, step)
         else:
-            self.due.begin_branch()
-        for kind in ("best", "step"):  # where the run will come again
-            checkpoint.discard_after(self.checkpoint_dir, kind, step)
-        self.record = Record(self.config, self.run_dir, step, self.agent.update_step, branch_of)
-        self.record.load_state_dict(run["record"])
+            branch_of = source.resolve().parents[1]
+        self.record = Record(self.config, self.run_dir, step, self.agent.update_step, branch_of, lines)
+        with checkpoint.fitting(source):
+            self.record.load_state_dict(run["record"])
 
     def _is_own(self, source: Path) -> bool:
         return source.parent == self.checkpoint_dir
@@ -112,7 +127,11 @@ class Trainer:
     def start(self) -> None:
         """Say where the run stands and do what comes before its first step.
 
-        That is the random policy's score, or the reset at the very step at which a branch begins.
+        That is the random policy's score, the reset at the very step at which a branch begins, or what an interruption
+        has put off.
+
+        Raises:
+            EvaluationStopped: the run has not begun, so there is nothing to save.
         """
         self.record.say(
             f"run folder {self.run_dir}, from env step {self.clock.env_step:,} of {self.config.total_steps:,}, "
@@ -125,9 +144,27 @@ class Trainer:
             )
         if self._source is None:
             self.evaluate("random_policy")
-        elif not self._is_own(self._source) and (reason := self.due.reset()):
-            self.reset(reason)
-            self.due.look_ahead()
+        elif not self._is_own(self._source):
+            if reason := self.due.reset():
+                self.reset(reason)
+                self.due.look_ahead()
+        elif self.has_left_over:
+            self.do_what_is_due()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is over, its last evaluation included."""
+        return self.clock.finished and not self.has_left_over
+
+    @property
+    def has_left_over(self) -> bool:
+        """Whether an interruption has put off something that is due at this step."""
+        return self._unfinished_reset is not None or self.due.left_over
+
+    @property
+    def saved_at(self) -> int | None:
+        """Env step of the newest checkpoint; None: there is none."""
+        return None if self._saved_at < 0 else self._saved_at
 
     @property
     def checkpoint_dir(self) -> Path:
@@ -145,16 +182,30 @@ class Trainer:
             self._recycled.update(self.tracker.after_update(slots, batch, generator))
 
     def do_what_is_due(self) -> None:
-        """Log, measure, reset, evaluate and save what is due at this step."""
+        """Log, measure, reset, evaluate and save what is due at this step.
+
+        Whoever asks to stop does not wait for an evaluation: it and what comes after it stay due, are saved as such,
+        and are done first when the run is resumed.
+        """
         due = self.due
+        self._saved_at = -1
         if due.log():
             self.log()
         if due.metrics():
             due.take_metrics(self.measure())
-        if reason := due.reset():
-            self.reset(reason)
-        if due.evaluation():
-            self.evaluate("periodic")
+        before = due.state_dict()
+        try:
+            if self._unfinished_reset is not None:
+                self._finish_reset()
+            elif reason := due.reset():
+                self.reset(reason)
+            before = due.state_dict()
+            if due.evaluation():
+                self.evaluate("periodic")
+        except EvaluationStopped:
+            if self._unfinished_reset is None:
+                due.load_state_dict(before)
+            return
         if due.checkpoint():
             self.save()
         due.look_ahead()
@@ -201,16 +252,20 @@ class Trainer:
             self.agent.reset_normalizer()
         self._measured = (-1, {})
         self.record.scalars(report, step)
-        after = self._look("after_reset")
-        self.due.note_reset()
-        seen = {
+        self._unfinished_reset = {
             "reset": config.reset.name,
             "reason": reason,
             "report": report,
             "before": before,
-            "after": after,
         }
-        self.record.reset(seen, step, self.due.num_resets)
+        self._finish_reset()
+
+    def _finish_reset(self) -> None:
+        """Look at the networks after their reset, and write down what was seen before and after it."""
+        seen = {**(self._unfinished_reset or {}), "after": self._look("after_reset")}
+        self._unfinished_reset = None
+        self.due.note_reset()
+        self.record.reset(seen, self.clock.env_step, self.due.num_resets)
 
     def _look(self, when: str) -> dict[str, float]:
         """What a reset is judged by: the plasticity metrics of this step and, unless switched off, the return."""
@@ -238,7 +293,14 @@ class Trainer:
             steps=options.steps,
             unfinished=options.unfinished,
             epsilon=options.epsilon,
+            max_episode_steps=options.max_episode_steps,
+            stop=self._stop,
         )
+        if result.cut_off:
+            self.record.say(
+                f"step {step:>9,}  {result.cut_off} episodes of the {when} evaluation were cut off at "
+                f"eval.max_episode_steps {options.max_episode_steps:,}"
+            )
         self.record.evaluation(result, when, step)
         if not is_random:
             self.due.note_evaluation()
@@ -265,6 +327,8 @@ class Trainer:
                 "clock": self.clock.state_dict(),
                 "due": self.due.state_dict(),
                 "record": self.record.state_dict(),
+                "unfinished_reset": self._unfinished_reset,
+                "measured": dict(self._measured[1]) if self._measured[0] == self.clock.env_step else {},
                 "best_return": self.best_return,
                 "losses": self._newest_losses(),
                 "recycled": dict(self._recycled),
@@ -272,7 +336,6 @@ class Trainer:
                 "replay_generator": self.minibatches.get_state(),
             },
         }
-        self.record.flush()
         checkpoint.save(self.checkpoint_dir, "step", self.clock.env_step, parts)
 
     def prune(self) -> None:

@@ -1,0 +1,195 @@
+"""Runs killed with SIGKILL, at random moments and before exact calls, then resumed: equal to the uninterrupted run.
+
+A short sample; ``-m slow`` runs 100 random and 60 exact kills.
+"""
+
+import csv
+import fcntl
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from common import checkpoint, files
+from configs import loader
+from tests.training.test_train import SMALL, assert_same, newest, reset_records, run, table
+from training import loop
+from training.folder import run_configs, run_folders
+
+EVERY = 30
+SHORT = ("--checkpoint.every", str(EVERY), "--total-steps", "125", "--reset.until", "80")
+ARGV = {
+    "alone": [*SMALL["dqn"].split(), *SHORT],
+    "together": [*SMALL["dqn"].split(), *SHORT, "--num-agents", "2"],
+}
+# Whatever changes something on the disk, or says who may.
+CALLS = (
+    (fcntl, "flock"),
+    (os, "mkdir"),
+    (os, "replace"),
+    (files, "sync"),
+    (checkpoint, "sync"),
+    (os, "unlink"),
+    (os, "rmdir"),
+    (shutil, "rmtree"),
+    (torch, "save"),
+    (Path, "write_text"),
+    (Path, "write_bytes"),
+)
+
+
+def folders(run_dir, company):
+    configs = run_configs([loader.load(ARGV[company])[0]])
+    return configs, run_folders(configs, run_dir)
+
+
+def start(run_dir, company, kill_before=None, log=None):
+    """Train in a process of its own, which kills itself before call number ``kill_before``; return its id.
+
+    With ``log``, the names of all calls are written there.
+    """
+    if process := os.fork():
+        return process
+    status = 1
+    try:
+        seen = []
+
+        def counted(name, call):
+            def counting(*args, **kwargs):
+                paths = " ".join(str(arg) for arg in args if isinstance(arg, str | Path))
+                inside = str(run_dir) in paths or (seen and paths.endswith((".pt", "manifest.json")))
+                if inside or name == "flock":
+                    if len(seen) == kill_before:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    seen.append(f"{name} {paths}")
+                return call(*args, **kwargs)
+
+            return counting
+
+        for owner, name in CALLS:
+            setattr(owner, name, counted(name, getattr(owner, name)))
+        output = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        loop.train_together(*folders(run_dir, company))
+        if log is not None:
+            with open(log, "w") as file:
+                file.write("\n".join(seen))
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def end(process):
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+@pytest.fixture(scope="module", params=list(ARGV))
+def straight(request, tmp_path_factory):
+    """How many runs, the folders of the uninterrupted ones, the calls they made, and their seconds."""
+    folder = tmp_path_factory.mktemp(request.param)
+    run(
+        folder / "imports", "dqn", "--total-steps", "62"
+    )  # whatever is imported late; processes start from here
+    started = time.monotonic()
+    assert end(start(folder / "run", request.param, log=folder / "calls")) == 0
+    calls = (folder / "calls").read_text().splitlines()
+    return request.param, folders(folder / "run", request.param)[1], calls, time.monotonic() - started
+
+
+def require_equal(ours, straight):
+    for one, other in zip(ours, straight, strict=True):
+        assert_same(newest(one), newest(other))
+        for name in ("evaluations.csv", "scalars.csv"):
+            assert table(one / name) == table(other / name)
+        assert reset_records(one) == reset_records(other)
+        for kind in ("best", "step"):
+            names = [[p.name for p in checkpoint.find(f / "checkpoints", kind)] for f in (one, other)]
+            assert names[0] == names[1]
+        assert not [path for path in one.rglob("*") if path.name.endswith((".partial", ".replaced", ".tmp"))]
+
+
+def require_little_lost(run_dirs):
+    """What a killed run has logged lies at most an interval beyond its newest checkpoint, and a step."""
+    for run_dir in run_dirs:
+        saved = checkpoint.find(run_dir / "checkpoints", "step")
+        newest_step = checkpoint.step_of(saved[-1]) if saved else 0
+        log = run_dir / "evaluations.csv"
+        if log.exists():
+            with log.open(newline="") as file:
+                logged = [int(row[0]) for row in list(csv.reader(file))[1:] if row[0].isdigit()]
+            assert max(logged, default=0) <= newest_step + EVERY + 3
+
+
+def kill_and_resume(tmp_path, straight, how):
+    """``how`` starts a run in a folder and sees to it that it is killed."""
+    company, uninterrupted, _, _ = straight
+    run_dir = tmp_path / "run"
+    how(run_dir)
+    ours = folders(run_dir, company)[1]
+    require_little_lost(ours)
+    assert end(start(run_dir, company)) == 0
+    require_equal(ours, uninterrupted)
+
+
+def exact_points(calls, spread):
+    """Where it matters most (see the names), and ``spread`` calls evenly over the run."""
+    config = next(i for i, call in enumerate(calls) if "config.yaml" in call)
+    renames = [i for i, call in enumerate(calls) if call.startswith("replace") and "/step_" in call]
+    parts = [i for i, call in enumerate(calls) if call.startswith("save")]
+    before_the_config, between_parts, first_rename = config, parts[1], renames[0]
+    between_rename_and_prune, in_the_prune = renames[1] + 2, renames[1] + 4
+    special = {before_the_config, between_parts, first_rename, between_rename_and_prune, in_the_prune}
+    return sorted(special | {len(calls) * i // spread for i in range(spread)})
+
+
+def kills_at_exact_points(straight, tmp_path, spread):
+    company, _, calls, _ = straight
+    for point in exact_points(calls, spread):
+        folder = tmp_path / str(point)
+
+        def killed(run_dir, point=point):
+            assert end(start(run_dir, company, kill_before=point)) == -signal.SIGKILL
+
+        kill_and_resume(folder, straight, killed)
+        shutil.rmtree(folder)
+
+
+def kills_at_random_moments(straight, tmp_path, count):
+    company, _, _, seconds = straight
+    moments = random.Random(0)
+    for index in range(count):
+        folder = tmp_path / str(index)
+
+        def killed(run_dir):
+            for _ in range(2):  # the second session is killed too
+                process = start(run_dir, company)
+                time.sleep(moments.uniform(0.02, seconds))
+                os.kill(process, signal.SIGKILL)
+                assert end(process) in (0, -signal.SIGKILL)
+
+        kill_and_resume(folder, straight, killed)
+        shutil.rmtree(folder)
+
+
+def test_killed_at_exact_points(straight, tmp_path):
+    kills_at_exact_points(straight, tmp_path, 0)
+
+
+def test_killed_at_random_moments(straight, tmp_path):
+    kills_at_random_moments(straight, tmp_path, 1)
+
+
+@pytest.mark.slow
+def test_killed_at_60_exact_points(straight, tmp_path):
+    kills_at_exact_points(straight, tmp_path, 26)
+
+
+@pytest.mark.slow
+def test_killed_at_100_random_moments(straight, tmp_path):
+    kills_at_random_moments(straight, tmp_path, 50)
