@@ -30,6 +30,7 @@ SMALL = {
     "sac": COMMON + "--algo sac --env h1-walk --agent.actor-width 8 --agent.critic-width 8",
     "dqn": COMMON
     + "--algo dqn --env CartPole-v1 --agent.hidden-widths 16 --env.num-envs 3 --eval.episodes 2",
+    "td3": COMMON + "--algo td3 --env Pendulum-v1 --agent.hidden-widths 16",
 }
 RESETS = [80, 160]
 
@@ -187,7 +188,7 @@ def test_expensive_metrics_and_histograms_are_logged_and_do_not_change_the_train
     for step, key, value in table_of_everything(tmp_path / "scalars.csv"):
         logged.setdefault(key, []).append(int(step))
         assert math.isfinite(float(value)), key
-    networks = {"sac": ("actor", "critic"), "dqn": ("q",)}[algo]
+    networks = ("q",) if algo == "dqn" else ("actor", "critic")
     for key in DIAGNOSTIC_KEYS:
         for network in networks:
             steps = logged.get(key.replace("<network>", network), [])
@@ -204,7 +205,7 @@ def test_expensive_metrics_and_histograms_are_logged_and_do_not_change_the_train
     last = events.Histograms(layers[-1])[-1]
     assert last.histogram_value.num == min(
         agent.networks()[networks[-1]].layers()[-1].matrices().shape[-2:]
-    ) * (2 if algo == "sac" else 1)
+    ) * (1 if algo == "dqn" else 2)
 
 
 def table_of_everything(path):
