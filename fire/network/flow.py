@@ -7,12 +7,12 @@ layer has come from the perturbed outputs alone, by reshapes, concatenations, su
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,9 +21,11 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 from .layers import WeightLayer
-from .probe import ACTIVATIONS, leave_no_trace
+from .probe import ACTIVATIONS, leave_no_trace, minibatches, num_samples
 from .slot import NetworkSlot
 
+# Every sample shows what depends on what, so that few are enough.
+SAMPLES = 8
 OUTPUT = -1  # stands for the network's output where calls are numbered from 0
 
 
@@ -75,13 +77,21 @@ class Unprovable(Exception):
 
 @dataclass(eq=False)
 class _Call:
-    """One call of a weight layer, an activation or a norm, with what went in and came out."""
+    """One call of a weight layer, an activation or a norm, with what went in and came out, and a seed of its own."""
 
     name: str
     module: nn.Module
     number: int
+    seed: int
     before: Tensor
     after: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @functools.cached_property
+    def noise(self) -> Tensor:
+        """What the output is moved by: another amount for each element, and more than the largest of them."""
+        draws = torch.rand(self.after.shape, generator=torch.Generator().manual_seed(self.seed))
+        largest = self.after.abs().amax().nan_to_num(0, 0, 0).float()
+        return ((1 + draws.to(self.after.device)) * (1 + 2 * largest)).to(self.after.dtype)
 
 
 def unit_flows(slot: NetworkSlot, batch: Any) -> UnitFlows:
@@ -91,7 +101,7 @@ def unit_flows(slot: NetworkSlot, batch: Any) -> UnitFlows:
     or not, where that output goes nowhere else. Its consumers are all weight layers that read the activation; each of
     their inputs carries one unit alone (zero units give zero inputs). Everything else is left alone: units that reach a
     norm, another activation or the output, that share an input with something else, whose producer or consumers are
-    used more than once, tied or grouped. Activations that read no layer, or go to the output alone, are no hidden units.
+    used more than once, tied or grouped. Activations that read no layer, or feed the output alone, are no hidden units.
 
     Runs the forward pass about as often as it has calls plus twice the binary digits of its number of units.
     """
@@ -209,7 +219,8 @@ class _Probe:
     """The forward pass of a slot on one batch, recorded once and repeated with perturbed outputs."""
 
     def __init__(self, slot: NetworkSlot, batch: Any) -> None:
-        self.slot, self.batch = slot, batch
+        self.slot = slot
+        self.batch = minibatches(batch, max(1, num_samples(batch) // SAMPLES))[0]
         self.layers = {
             layer.module: layer
             for layer in slot.layers()
@@ -288,7 +299,7 @@ class _Probe:
         def see(index: int, tensor: Tensor) -> None:
             changed[index] = _differs(tensor, self.calls[index].before).any()
 
-        outputs = self._repeat(lambda index: self._noise(index) if index in sources else None, see)
+        outputs = self._repeat(lambda index: self.calls[index].noise if index in sources else None, see)
         flags = [(index, flag) for index, flag in changed.items()]
         flags += [(OUTPUT, _differs(now, was).any()) for now, was in zip(outputs, self.outputs, strict=True)]
         answers = torch.stack([flag.cpu() for _, flag in flags]).tolist()
@@ -330,11 +341,11 @@ class _Probe:
                 shape[self._unit_axis(index, of[index])] = chosen.shape[1]
                 if self.slot.ensemble_size is not None:
                     shape[0] = chosen.shape[0]
-            return self._noise(index) * chosen.view(shape).to(after.device)
+            return self.calls[index].noise * chosen.view(shape).to(after.device)
 
         for digit in range(digits):
             for value in (0, 1):
-                self._repeat(partial(noise, digit=digit, value=value), see)
+                self._repeat(functools.partial(noise, digit=digit, value=value), see)
         spelled = {}
         for index, flags in seen.items():
             zeros, ones = torch.stack(flags[0::2]), torch.stack(flags[1::2])
@@ -365,17 +376,10 @@ class _Probe:
         reduced = flags.any(dim=others) if others else flags
         return reduced.view(-1, reduced.shape[-1])
 
-    def _noise(self, index: int) -> Tensor:
-        """What a call's output is moved by: another amount for each element, and more than the largest of them."""
-        after = self.calls[index].after
-        draws = torch.rand(after.shape, generator=torch.Generator().manual_seed(index), dtype=torch.float32)
-        largest = after.abs().amax().nan_to_num(0, 0, 0).float()
-        return ((1 + draws.to(after.device)) * (1 + 2 * largest)).to(after.dtype)
-
     def _record_input(self, module: nn.Module, tensor: Tensor) -> int:
         number = 1 + sum(call.module is module for call in self.calls)
         name = self.watched[module] if number == 1 else f"{self.watched[module]}_{number}"
-        self.calls.append(_Call(name, module, number, tensor.clone()))
+        self.calls.append(_Call(name, module, number, len(self.calls), tensor.clone()))
         return len(self.calls) - 1
 
     def _record_output(self, index: int, tensor: Tensor) -> Tensor | None:

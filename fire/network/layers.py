@@ -3,8 +3,8 @@
 Weight layers are ``nn.Linear``, ``nn.Bilinear``, ``nn.Conv1d/2d/3d`` and their transposed forms, the recurrent layers
 and cells, the projections of ``nn.MultiheadAttention``, the ``Conv1D`` of GPT-2, and any other module that says how
 many features go in and out and has a weight of shape (*leading, out, in) or (*leading, in, out), such as the batched
-twin critics of a SAC agent or a stack of experts. Parameters of other modules become layers where their layout is declared.
-Everything else (norms, embeddings, scalars) is not.
+twin critics of a SAC agent or a stack of experts. Parameters of other modules become layers where
+their layout is declared. Everything else (norms, embeddings, scalars) is not.
 """
 
 from __future__ import annotations
