@@ -234,18 +234,19 @@ def left_alone(
         reasons: why, for the layers that stay, by name.
         changed: the tensors that are written to.
     """
-    done = {region(tensor) for tensor in changed}
-    owners = {region(layer.weight): layer for layer in layers if not layer.obstacle}
+    known = [layer for layer in layers if not layer.obstacle]
+    owned = [
+        *changed,
+        *(layer.weight for layer in known),
+        *(layer.bias for layer in known if layer.bias is not None),
+    ]
+    done = {region(tensor) for tensor in owned}
+    opaque = [layer.name for layer in layers if layer.obstacle]
     listed = [(layer.name, reasons[layer.name]) for layer in layers if layer.name in reasons]
     for name, parameter in module.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedParameter) or parameter.ndim < 2:
+        if isinstance(parameter, nn.parameter.UninitializedParameter) or is_below(name, opaque):
             continue
-        key = region(parameter)
-        if (
-            key not in done
-            and key not in owners
-            and not is_below(name, [layer.name for layer in layers if layer.obstacle])
-        ):
+        if parameter.ndim >= 2 and region(parameter) not in done:
             listed.append((name, _why_no_layer(module, name, parameter)))
     return listed
 
