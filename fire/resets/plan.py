@@ -81,9 +81,11 @@ class Plan:
                 f"{pair[0]} and {pair[1]} share memory and would both be written; nothing was changed"
             )
         by_device: dict[torch.device, list[tuple[str, Tensor]]] = defaultdict(list)
-        for name, _, value, _ in self.writes:
+        for name, _, value, spectra in self.writes:
             if value.is_floating_point():
-                by_device[value.device].append((name, value))
+                # Certified singular values stand for the matrices that have them.
+                values = (value,) if spectra is None else (spectra.after, spectra.defect)
+                by_device[value.device] += [(name, each) for each in values]
         for values in by_device.values():
             # Asked once for all of them: every answer is a wait for the device.
             finite = torch.stack([value.isfinite().all() for _, value in values]).tolist()
