@@ -9,22 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
-from .network.layers import WeightLayer, weight_layers
+from .ambient import changes_weights
+from .network.layers import NORMS, WeightLayer, left_alone, weight_layers
 from .network.scale import layer_scale
-from .options import ROLES, check_range
+from .options import ROLES, check_range, check_roles
+from .resets.plan import Plan, Write
 from .resets.report import LayerChange, ResetReport, layer_reports
 from .resets.rules import NamedParameter, Orthogonalize
 
 Selector = str | Callable[[WeightLayer], bool] | Sequence["str | Callable[[WeightLayer], bool]"]
-NORMS = (
-    nn.modules.batchnorm._NormBase,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.RMSNorm,
-)
 
 
-@torch.no_grad()
+@changes_weights
 def fire_(
     module: nn.Module,
     *,
@@ -34,6 +30,7 @@ def fire_(
     heads: Sequence[str] = (),
     conv_form: str = "slices",
     fused: Mapping[str, int] | None = None,
+    layouts: Mapping[str, str] | None = None,
     scale: str = "paper",
     strength: float = 1.0,
     method: str = "polar",
@@ -47,7 +44,8 @@ def fire_(
     """Apply FIRE (arXiv 2602.08040) to ``module`` in place: each weight becomes the nearest isometry times its scale.
 
     All or nothing: an error leaves the module as it was. Frozen parameters are treated like others; leave
-    them out by name or predicate. A weight used under several names is changed once and goes by its first.
+    them out by name or predicate. A weight used under several names, also as the transpose of another, is changed once
+    and goes by its first.
 
     Args:
         module: any network; see :mod:`fire.network.layers` for what a weight layer is.
@@ -56,44 +54,56 @@ def fire_(
         roles: which of ``"input"``, ``"hidden"`` and ``"head"`` to change.
         heads: names of the output layers (default: the last weight layer).
         conv_form: ``"slices"``, each kernel position on its own as published, or ``"flatten"``, (out, in *
-            kernel).
-        fused: matrices in fused projections, see :func:`fire.network.layers.weight_layers`.
+            kernel); ``"group_slices"`` and ``"group_flatten"`` take each group of a grouped convolution apart.
+        fused, layouts: matrices in fused projections, and how parameters of unknown modules lie, see
+            :func:`fire.network.layers.weight_layers`.
         scale: ``"paper"``, ``"unit"``, ``"mean_singular_value"`` or ``"preserve_norm"``, see
             :func:`fire.network.scale.layer_scale`.
         strength: in (0, 1], how far singular values move towards the scale; 1 is FIRE.
         method, num_iters, null: see :func:`fire.polar.factors.polar_factors`.
         biases: ``"keep"`` or ``"zero"`` (of the chosen weight layers).
         norms: ``"keep"`` or ``"identity"`` (scales to one, shifts to zero; running statistics stay).
-        embeddings: ``"keep"`` or ``"orthogonalize"`` (as linear maps of one-hot vectors).
+        embeddings: ``"keep"`` (also where an output layer has the same weight) or ``"orthogonalize"`` (as linear maps
+            of one-hot vectors).
         generator: CPU generator for directions the weights do not have. Default: one of its own with seed 0.
 
     Returns:
-        A report on every layer that was changed.
+        A report on every layer that was changed and every weight that was not.
 
     Raises:
         ValueError: NaN or infinity in a weight, an unknown option or name, a pattern without a layer, a strength out
-            of range.
-        TypeError: a chosen weight is computed by a parametrization, or not materialised yet.
+            of range, no layer to change, weights that share a part of their memory.
+        TypeError: a chosen weight is computed by a parametrization, scripted, quantised, not materialised yet, cannot
+            be written to, or has a dtype that cannot be solved.
+        RuntimeError: inside ``torch.func`` transforms or a dispatch mode.
     """
     for name, value, choices in (
         ("biases", biases, ("keep", "zero")),
         ("norms", norms, ("keep", "identity")),
         ("embeddings", embeddings, ("keep", "orthogonalize")),
-        *(("roles", role, ROLES) for role in roles),
     ):
         if value not in choices:
             raise ValueError(f"{name} {value!r} is not one of {', '.join(choices)}")
+    check_roles(roles)
     check_range("strength", strength, 0, 1, open_low=True)
     start = time.perf_counter()
-    names: list[str] = []
+    everything: list[WeightLayer] = []
+    reasons: dict[str, str] = {}
 
     def select(layer: WeightLayer) -> bool:
-        names.append(layer.name)
-        return (
-            layer.role in roles
-            and (include is None or _matches(layer, include))
-            and not (exclude is not None and _matches(layer, exclude))
-        )
+        everything.append(layer)
+        reason = None
+        if layer.embedding and embeddings == "keep":
+            reason = f"is the embedding {layer.embedding} too"
+        elif layer.role not in roles:
+            reason = f"left out by roles: {layer.role}"
+        elif include is not None and not _matches(layer, include):
+            reason = "left out by include"
+        elif exclude is not None and _matches(layer, exclude):
+            reason = "left out by exclude"
+        if reason is not None:
+            reasons[layer.name] = reason
+        return reason is None
 
     layers = weight_layers(
         module,
@@ -101,17 +111,26 @@ def fire_(
         select=select,
         conv_form=conv_form,
         fused=fused,
+        layouts=layouts,
         embeddings=embeddings == "orthogonalize",
     )
+    names = ", ".join(layer.name for layer in everything) or "none"
     for option, selector in (("include", include), ("exclude", exclude)):
         for pattern in _patterns(selector):
-            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-                raise ValueError(
-                    f"{option} {pattern!r} matches no weight layer; there are {', '.join(names)}"
-                )
+            if not any(fnmatch.fnmatchcase(layer.name, pattern) for layer in everything):
+                raise ValueError(f"{option} {pattern!r} matches no weight layer; there are {names}")
+    alone = left_alone(module, everything, reasons, [layer.weight for layer in layers])
+    if not layers and not any(reason == "has no elements" for _, reason in alone):
+        listed = (
+            "; ".join(f"{name}: {reason}" for name, reason in alone)
+            or "it has no parameter of two dimensions"
+        )
+        raise ValueError(f"there is no weight layer to change in {type(module).__name__}: {listed}")
     rule = Orthogonalize(scale, strength, method, num_iters, null)
     parameters = [NamedParameter(layer.name, layer.weight, layer, is_weight=True) for layer in layers]
     writes = rule(parameters, torch.Generator().manual_seed(0) if generator is None else generator)
+    plan = Plan([*writes, *_other_writes(module, layers, biases, norms)])
+    plan.check()
     seconds = time.perf_counter() - start
     reports = layer_reports(
         [
@@ -121,15 +140,23 @@ def fire_(
     )
 
     start = time.perf_counter()
-    for layer, write in zip(layers, writes, strict=True):
-        layer.weight.copy_(write.value)
-        if biases == "zero" and layer.bias is not None:
-            layer.bias.zero_()
-    if norms == "identity":
-        for child in module.modules():
-            if isinstance(child, NORMS):
-                _to_identity(child)
-    return ResetReport(reports, seconds + time.perf_counter() - start)
+    plan.write()
+    return ResetReport(reports, seconds + time.perf_counter() - start, tuple(alone))
+
+
+def _other_writes(module: nn.Module, layers: Sequence[WeightLayer], biases: str, norms: str) -> list[Write]:
+    """What happens to biases of the chosen layers and to norms."""
+    values: dict[nn.Parameter, tuple[str, float]] = {}
+    for layer in layers if biases == "zero" else ():
+        if isinstance(layer.bias, nn.Parameter):
+            values[layer.bias] = (f"bias of {layer.name}", 0.0)
+        elif layer.bias is not None:
+            raise TypeError(f"the bias of {layer.name} is computed and cannot be set to zero")
+    for path, child in module.named_modules() if norms == "identity" else ():
+        if isinstance(child, NORMS):
+            for own, parameter in child.named_parameters(recurse=False):
+                values[parameter] = (f"{path}.{own}".lstrip("."), 1.0 if own == "weight" else 0.0)
+    return [Write(name, p, torch.full_like(p, value)) for p, (name, value) in values.items()]
 
 
 def _matches(layer: WeightLayer, selector: Selector) -> bool:
@@ -146,8 +173,3 @@ def _patterns(selector: Selector | None) -> list[str]:
     if selector is None or callable(selector):
         return []
     return [pattern for each in selector for pattern in _patterns(each)]
-
-
-def _to_identity(norm: nn.Module) -> None:
-    for name, parameter in norm.named_parameters(recurse=False):
-        parameter.fill_(1.0 if name == "weight" else 0.0)

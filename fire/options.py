@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from .fields import option
@@ -12,7 +13,7 @@ from .fields import option
 SCALES = ("paper", "unit", "mean_singular_value", "preserve_norm")
 METHODS = ("polar", "newton_schulz", "muon")
 NULL_POLICIES = ("random", "zero", "error")
-CONV_FORMS = ("slices", "flatten")
+CONV_FORMS = ("slices", "flatten", "group_slices", "group_flatten")
 ROLES = ("input", "hidden", "head")
 
 
@@ -20,6 +21,15 @@ def check_range(name: str, value: float, low: float, high: float, *, open_low: b
     """Raise ValueError unless ``value`` lies in [low, high], or (low, high] with ``open_low``."""
     if not (low < value <= high if open_low else low <= value <= high):
         raise ValueError(f"{name} must lie in {'(' if open_low else '['}{low}, {high}], got {value}")
+
+
+def check_roles(roles: Sequence[str]) -> None:
+    """Raise ValueError unless ``roles`` are some of ``ROLES``."""
+    if not roles:
+        raise ValueError(f"roles is empty, so nothing would change; choose from {', '.join(ROLES)}")
+    for role in roles:
+        if role not in ROLES:
+            raise ValueError(f"roles {role!r} is not one of {', '.join(ROLES)}")
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,8 @@ class IsometryOptions(LayerwiseOptions):
     scale: str = option("paper", "singular value of the result, see docs/resets.md", choices=SCALES)
     conv_form: str = option(
         "slices",
-        "a convolution's weight: one matrix for each kernel position, as published, or flattened to (out, in * kernel)",
+        "a convolution's weight: one matrix for each kernel position, as published, or flattened to (out, in * kernel);"
+        " with group_ in front each group of a grouped convolution on its own",
         choices=CONV_FORMS,
     )
     roles: tuple[str, ...] = option(ROLES, f"which layers are changed, out of {', '.join(ROLES)}")
@@ -121,9 +132,7 @@ class IsometryOptions(LayerwiseOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for role in self.roles:
-            if role not in ROLES:
-                raise ValueError(f"roles {role!r} is not one of {', '.join(ROLES)}")
+        check_roles(self.roles)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..network.probe import leave_no_trace, minibatches, record_forward
+from ..network.probe import leave_no_trace, minibatches, num_samples, record_forward
 from ..network.slot import NetworkSlot
 from .cheap import effective_rank, joint_norm
 from .trials import gradients, trainability, trial_update
@@ -187,16 +187,9 @@ def _of_features(slot: NetworkSlot, batch: Any) -> dict[str, float]:
 
 
 def _of_gradients(slot: NetworkSlot, batch: Any) -> dict[str, float]:
-    count = min(GRADIENT_BATCHES, _length(batch))
+    count = min(GRADIENT_BATCHES, num_samples(batch))
     if count < 2:
         return {}
     cosines = gradient_covariance(slot, minibatches(batch, count))
     between = (cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1))
     return {"gradient_cosine": float(between), "gradient_rank": effective_rank(cosines)}
-
-
-def _length(batch: Any) -> int:
-    """Number of samples of a tensor, or of tuples, lists and mappings of tensors."""
-    while not isinstance(batch, Tensor):
-        batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
-    return len(batch)

@@ -145,6 +145,13 @@ def minibatches(batch: Any, count: int) -> list[Any]:
     raise TypeError(f"cannot split a batch of type {type(batch).__name__}")
 
 
+def num_samples(batch: Any) -> int:
+    """Number of samples of a tensor, or of tuples, lists and mappings of tensors."""
+    while not isinstance(batch, Tensor):
+        batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
+    return len(batch)
+
+
 def by_unit(values: Tensor, channels_first: bool, ensemble_size: int | None) -> Tensor:
     """Bring (B, ..., units) or (B, units, space...), or either after E, to (E or 1, samples, units)."""
     values = values.unsqueeze(0) if ensemble_size is None else values

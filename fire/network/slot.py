@@ -10,16 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from .layers import WeightLayer, is_below, weight_layers
+from .memory import obstacle
 
-# Optimizers of torch.optim whose state starts at zero in every tensor (RMSprop and SGD: an absent momentum
-# buffer acts as zero unless SGD dampens).
-ZERO_STATE_OPTIMIZERS = (
-    torch.optim.Adam,
-    torch.optim.Adadelta,
-    torch.optim.RAdam,
-    torch.optim.RMSprop,
-    torch.optim.SGD,
-)
+# Optimizers of torch.optim whose state for a parameter can be put back to its start in place, and what does not start
+# at zero there: a number, or the option of the parameter's group that holds it. LBFGS has one state for all parameters.
+OPTIMIZERS: dict[type[torch.optim.Optimizer], dict[str, float | str]] = {
+    torch.optim.Adam: {},
+    torch.optim.Adadelta: {},
+    torch.optim.Adafactor: {},
+    torch.optim.Adagrad: {"sum": "initial_accumulator_value"},
+    torch.optim.Adamax: {},
+    torch.optim.ASGD: {"eta": "lr", "mu": 1.0},
+    torch.optim.Muon: {},
+    torch.optim.NAdam: {"mu_product": 1.0},
+    torch.optim.RAdam: {},
+    torch.optim.RMSprop: {},
+    torch.optim.Rprop: {"step_size": "lr"},
+    torch.optim.SGD: {},
+    torch.optim.SparseAdam: {},
+}
 
 
 @dataclass
@@ -77,30 +86,83 @@ class NetworkSlot:
         for source, destination in zip(ours, theirs, strict=True):
             destination.copy_(source)
 
+    def check_target(self) -> None:
+        """Raise where :meth:`sync_target` would fail, ValueError for another structure, TypeError for its memory."""
+        if self.target is None:
+            return
+        ours = [*self.module.parameters(), *self.module.buffers()]
+        theirs = [*self.target.named_parameters(), *self.target.named_buffers()]
+        if [tensor.shape for tensor in ours] != [tensor.shape for _, tensor in theirs]:
+            raise ValueError(
+                "the target network has another structure than the network that would be copied into it"
+            )
+        for name, tensor in theirs:
+            if (reason := obstacle(tensor)) is not None:
+                raise TypeError(f"target {name} {reason}")
+
     @torch.no_grad()
     def zero_optimizer_state(self) -> None:
-        """Put the optimizer's state of the touched parameters back to its start, moments and step count, in
-        place.
+        """Put the optimizer's state of the touched parameters back to its start, in place: moments and step count to
+        zero, what starts elsewhere (NAdam's product of momenta, Rprop's step sizes) to there.
 
         Raises:
-            TypeError: an optimizer whose initial state is not zero.
+            TypeError: see :meth:`check_zeroable`.
         """
         self.check_zeroable()
-        for _, parameter in self.named_parameters():
-            for value in self.optimizer.state.get(parameter, {}).values():
+        starts = next(starts for kind, starts in OPTIMIZERS.items() if isinstance(self.optimizer, kind))
+        for parameter, group in self._optimized():
+            state = self.optimizer.state.get(parameter, {})
+            for key, value in state.items():
+                start = starts.get(key, 0.0)
+                start = group[start] if isinstance(start, str) else start
                 if isinstance(value, Tensor):
-                    value.zero_()
+                    value.fill_(start)
+                elif isinstance(value, int | float):
+                    state[key] = type(value)(start)
 
     def rebuild_optimizer_state(self) -> None:
-        """Drop the optimizer's state of the touched parameters: the next step creates it as in a new optimizer."""
+        """Drop the optimizer's state of the touched parameters: the next step creates it as in a new optimizer.
+
+        Adagrad, which creates its state only when it is made itself, has it put back to its start in place.
+        """
+        if isinstance(self.optimizer, torch.optim.Adagrad):
+            return self.zero_optimizer_state()
         for _, parameter in self.named_parameters():
             self.optimizer.state.pop(parameter, None)
 
     def check_zeroable(self) -> None:
         """Raise TypeError where :meth:`zero_optimizer_state` would not give the state of a new optimizer."""
-        if not isinstance(self.optimizer, ZERO_STATE_OPTIMIZERS):
-            known = ", ".join(kind.__name__ for kind in ZERO_STATE_OPTIMIZERS)
+        if not isinstance(self.optimizer, tuple(OPTIMIZERS)):
+            known = ", ".join(kind.__name__ for kind in OPTIMIZERS)
             raise TypeError(
                 f"cannot zero the state of {type(self.optimizer).__name__}; known: {known} and subclasses; "
                 "use optimizer: rebuild or keep"
             )
+        for parameter, group in self._optimized():
+            if group.get("momentum") and group.get("dampening"):
+                raise TypeError(
+                    f"cannot zero the state of SGD with dampening {group['dampening']}, since a new optimizer does not "
+                    "dampen its first gradient; use optimizer: rebuild or keep"
+                )
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor) and (reason := obstacle(value)) is not None:
+                    raise TypeError(f"optimizer {key} {reason}")
+
+    def check_rebuildable(self) -> None:
+        """Raise TypeError where :meth:`rebuild_optimizer_state` would not give the state of a new optimizer."""
+        if isinstance(self.optimizer, torch.optim.LBFGS):  # keeps one state for all, with its first parameter
+            touched = {parameter for parameter, _ in self._optimized()}
+            if any(p not in touched for group in self.optimizer.param_groups for p in group["params"]):
+                raise TypeError(
+                    "cannot rebuild the state of LBFGS for a part of its parameters; use optimizer: keep"
+                )
+        elif isinstance(self.optimizer, torch.optim.Adagrad):
+            self.check_zeroable()
+
+    def _optimized(self) -> Iterator[tuple[nn.Parameter, dict[str, Any]]]:
+        """The touched parameters that the optimizer holds, with their groups."""
+        touched = {parameter for _, parameter in self.named_parameters()}
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter in touched:
+                    yield parameter, group

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..ambient import outside_ambient_modes
 from ..options import METHODS, NULL_POLICIES
 from . import routes
 
@@ -31,6 +32,7 @@ from . import routes
 NEWTON_SCHULZ = (1.5, -0.5, 0.0)  # FIRE algorithm 1
 MUON = (3.4445, -4.7750, 2.0315)  # Keller Jordan, Muon (2024); tuned for slope at zero, does not end at 1
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ROUTES = {"eigh": routes.by_eigh, "poly": routes.by_polynomials, "qdwh": routes.by_qdwh}
 BACKENDS = ("auto", *ROUTES)
 # Rounding of a factor, in units of its dtype's epsilon: storing it, and the product of the polish. The solvers' own,
@@ -78,7 +80,7 @@ def polar_factor(
     backend: str = "auto",
     name: str = "matrices",
 ) -> Tensor:
-    """Return the polar factor of every matrix in ``matrices`` (shape (..., m, n), any real floating dtype).
+    """Return the polar factor of every matrix in ``matrices``, shape (..., m, n), of a dtype in ``DTYPES``.
 
     See :func:`polar_factors` for the options, the behaviour on special input and the errors.
     """
@@ -93,7 +95,7 @@ def polar_factor(
     )[0].factors
 
 
-@torch.no_grad()
+@outside_ambient_modes
 def polar_factors(
     tensors: Sequence[Tensor],
     *,
@@ -129,7 +131,7 @@ def polar_factors(
     Raises:
         ValueError: NaN or infinity in a tensor, rank deficiency under ``null="error"`` (both name the
             tensor), fewer than two dimensions, or an unknown option.
-        TypeError: a dtype that is not real floating point.
+        TypeError: any other dtype.
     """
     _check_options(method, num_iters, null, backend)
     names = [f"matrices[{i}]" for i in range(len(tensors))] if names is None else list(names)
@@ -254,8 +256,8 @@ def _check_options(method: str, num_iters: int, null: str, backend: str) -> None
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name} must be real floating point, got {tensor.dtype}")
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name} must be floating point ({', '.join(map(str, DTYPES))}), got {tensor.dtype}")
     if tensor.ndim < 2:
         raise ValueError(f"{name} must have at least two dimensions, got shape {tuple(tensor.shape)}")
 

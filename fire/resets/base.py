@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
+from ..network.memory import region
 from ..network.slot import NetworkSlot
 from ..options import LayerwiseOptions, ResetOptions, SourceOptions
 from .plan import Plan, Write
@@ -67,13 +68,15 @@ class LayerwiseReset(Reset):
 
     def plan(self, slots: Mapping[str, NetworkSlot], batch: Any, generator: torch.Generator) -> Plan:
         groups: dict[Rule, list[NamedParameter]] = defaultdict(list)
-        seen: set[int] = set()
+        seen: set[Hashable] = set()
         plan = Plan()
         for network, slot in slots.items():
-            found = [
-                p for p in named_parameters(network, slot, self.conv_form) if id(p.parameter) not in seen
-            ]
-            seen.update(id(p.parameter) for p in found)
+            found = []
+            for each in named_parameters(network, slot, self.conv_form):
+                key = region(each.parameter)
+                if key not in seen and each.parameter.numel():
+                    found.append(each)
+                seen.add(key)
             rules = [self.rule_for(p) for p in found]
             if any(rule.needs_fresh for rule in rules):
                 fresh = self.new_network(slot, generator)
@@ -82,6 +85,8 @@ class LayerwiseReset(Reset):
             for rule, parameter in zip(rules, found, strict=True):
                 if not isinstance(rule, Keep):
                     groups[rule].append(parameter)
+        if seen and not groups:
+            raise ValueError(f"reset {self.name} finds no weight layer to change in {', '.join(slots)}")
         for rule, parameters in groups.items():
             plan.writes += rule(parameters, generator)
         return plan
@@ -94,14 +99,14 @@ class LayerwiseReset(Reset):
 def named_parameters(network: str, slot: NetworkSlot, conv_form: str) -> list[NamedParameter]:
     """All parameters of a network that a reset may touch, each with its weight layer."""
     layers = slot.layers(conv_form)
-    weights = {id(layer.weight): layer for layer in layers}
-    biases = {id(layer.bias): layer for layer in layers if layer.bias is not None}
+    weights = {layer.weight: layer for layer in layers}
+    biases = {layer.bias: layer for layer in layers if layer.bias is not None}
     return [
         NamedParameter(
             f"{network}/{name}",
             parameter,
-            weights.get(id(parameter)) or biases.get(id(parameter)),
-            is_weight=id(parameter) in weights,
+            weights.get(parameter) or biases.get(parameter),
+            is_weight=parameter in weights,
         )
         for name, parameter in slot.named_parameters()
     ]

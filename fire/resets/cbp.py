@@ -68,6 +68,8 @@ class UtilityTracker(UnitTracker):
 
 def outgoing_size(group: UnitGroup) -> Tensor:
     """sum |w_out| of every unit over all consumers, (networks, units), float64."""
-    units = group.activations.shape[-1]
-    sizes = [outgoing_sums(layer, layer.weight.detach().abs().double(), units) for layer in group.consumers]
+    sizes = [
+        outgoing_sums(layer, inputs, layer.weight.detach().abs().double())
+        for layer, inputs in zip(group.consumers, group.inputs, strict=True)
+    ]
     return sum(sizes, torch.zeros_like(sizes[0]))

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..network.memory import first_overlap, obstacle
+
 
 class Spectra(NamedTuple):
     """Singular values of a layer's matrices before and after a change that keeps their singular vectors.
@@ -48,27 +50,42 @@ class Plan:
     Attributes:
         writes: new values, with the places they go to.
         actions: changes of structure, run after the writes; they must not fail.
+        left_alone: names of units that the reset would have to judge and cannot, and why.
     """
 
     writes: list[Write] = field(default_factory=list)
     actions: list[Callable[[], None]] = field(default_factory=list)
+    left_alone: list[tuple[str, str]] = field(default_factory=list)
 
     def write_to(self, tensor: Tensor) -> Write:
         """The write into ``tensor``, or one of its own value where nothing is to be written."""
         return next((w for w in self.writes if w.destination is tensor), Write("", tensor, tensor.detach()))
 
     def check(self) -> None:
-        """Raise ValueError where a new value has another shape or is not finite."""
+        """Raise where the plan cannot be carried out as a whole.
+
+        Raises:
+            TypeError: a destination that cannot be written to.
+            ValueError: a new value has another shape or is not finite, or two destinations share memory.
+        """
         for name, destination, value, _ in self.writes:
             if destination.shape != value.shape:
                 raise ValueError(
                     f"{name} has shape {tuple(destination.shape)} but its new value {tuple(value.shape)}; "
                     "build() and initial() must return the same architecture"
                 )
+            if (reason := obstacle(destination)) is not None:
+                raise TypeError(f"{name} {reason}; nothing was changed")
+        if (pair := first_overlap((w.name, w.destination) for w in self.writes)) is not None:
+            raise ValueError(
+                f"{pair[0]} and {pair[1]} share memory and would both be written; nothing was changed"
+            )
         by_device: dict[torch.device, list[tuple[str, Tensor]]] = defaultdict(list)
-        for name, _, value, _ in self.writes:
+        for name, _, value, spectra in self.writes:
             if value.is_floating_point():
-                by_device[value.device].append((name, value))
+                # Certified singular values stand for the matrices that have them.
+                values = (value,) if spectra is None else (spectra.after, spectra.defect)
+                by_device[value.device] += [(name, each) for each in values]
         for values in by_device.values():
             # Asked once for all of them: every answer is a wait for the device.
             finite = torch.stack([value.isfinite().all() for _, value in values]).tolist()

@@ -8,12 +8,15 @@ graphs see the reset. Structural resets, which say so, add parameters.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from ..ambient import changes_weights
+from ..network.layers import WeightLayer, is_below, left_alone
+from ..network.memory import region
 from ..network.scale import layer_scale
 from ..network.slot import NetworkSlot
 from ..options import OPTIONS, ResetOptions
@@ -67,6 +70,7 @@ def make_reset(name: str, options: ResetOptions) -> Reset:
     return REGISTRY[name](options)
 
 
+@changes_weights
 def reset_networks(
     slots: Mapping[str, NetworkSlot], reset: Reset, batch: Any, generator: torch.Generator
 ) -> ResetReport:
@@ -82,26 +86,33 @@ def reset_networks(
         What was done to each weight layer.
 
     Raises:
-        ValueError: NaN or infinity in a weight to be orthogonalized, or in a new value.
-        TypeError: a weight is computed by a parametrization, or ``reset.options.optimizer`` is ``"zero"`` and an
-            optimizer's initial state is not zero.
+        ValueError: NaN or infinity in a weight to be orthogonalized, or in a new value; nothing to change.
+        TypeError: a weight cannot be written to (see :func:`fire.network.layers.weight_layers`), or the optimizer's
+            state cannot be put back as ``reset.options.optimizer`` asks.
+        RuntimeError: inside ``torch.func`` transforms or a dispatch mode.
     """
     seconds = -time.perf_counter()
-    if reset.options.optimizer == "zero":
-        for slot in slots.values():
+    for slot in slots.values():
+        if reset.options.optimizer == "zero":
             slot.check_zeroable()
+        elif reset.options.optimizer == "rebuild":
+            slot.check_rebuildable()
+        if reset.options.target == "sync":
+            slot.check_target()
     draws = generator.get_state()
-    with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(slots)):
+    with torch.random.fork_rng(devices=_cuda_devices(slots)):
         plan = reset.plan(slots, batch, generator)
         if reset.options.target == "same":
             plan.writes += _target_writes(slots, reset, batch, draws)
         plan.check()
         seconds += time.perf_counter()
-        changes = []
+        changes, alone = [], []
         for network, slot in slots.items():
-            for layer in slot.layers(reset.conv_form):
+            layers = slot.layers(reset.conv_form)
+            for layer in layers:
                 write = plan.write_to(layer.weight)
                 changes.append(LayerChange(network, layer, write.value, layer_scale(layer), write.spectra))
+            alone += _left_alone(network, slot, reset, layers, plan)
         reports = layer_reports(changes)
         seconds -= time.perf_counter()
         plan.write()
@@ -114,7 +125,22 @@ def reset_networks(
                 slot.sync_target()
         for device in _cuda_devices(slots):
             torch.cuda.synchronize(device)
-    return ResetReport(reports, seconds + time.perf_counter())
+    return ResetReport(reports, seconds + time.perf_counter(), (*alone, *plan.left_alone))
+
+
+def _left_alone(
+    network: str, slot: NetworkSlot, reset: Reset, layers: Sequence[WeightLayer], plan: Plan
+) -> list[tuple[str, str]]:
+    written = [write.destination for write in plan.writes]
+    done = {region(tensor) for tensor in written}
+    kept = [layer for layer in layers if region(layer.weight) not in done]
+    reasons = {layer.name: f"kept by {reset.name}" for layer in kept}
+    reasons |= {layer.name: f"is the embedding {layer.embedding} too" for layer in kept if layer.embedding}
+    listed = left_alone(slot.module, layers, reasons, written)
+    return [
+        (f"{network}/{name}", "preserved" if is_below(name, slot.preserve) else reason)
+        for name, reason in listed
+    ]
 
 
 def _target_writes(
@@ -129,13 +155,13 @@ def _target_writes(
         for name, slot in slots.items()
     }
     ours = {
-        id(tensor)
+        tensor
         for slot in slots.values()
         if slot.target is not None
         for tensor in (*slot.target.parameters(), *slot.target.buffers())
     }
     writes = reset.plan(shadows, batch, generator).writes
-    return [w._replace(name=f"target of {w.name}") for w in writes if id(w.destination) in ours]
+    return [w._replace(name=f"target of {w.name}") for w in writes if w.destination in ours]
 
 
 def _cuda_devices(slots: Mapping[str, NetworkSlot]) -> list[torch.device]:

@@ -76,14 +76,25 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class ResetReport:
-    """What a reset did to every weight layer, and how long it took (seconds), this report excluded."""
+    """What a reset did.
+
+    Attributes:
+        layers: to every weight layer.
+        seconds: time it took, this report excluded.
+        left_alone: name of every weight layer and every other parameter of two or more dimensions that was not changed,
+            and of units that could not be judged, each with the reason.
+    """
 
     layers: tuple[LayerReport, ...]
     seconds: float
+    left_alone: tuple[tuple[str, str], ...] = ()
 
     def scalars(self) -> dict[str, float]:
         """Return the figures under the keys of ``RESET_KEYS``; a network has the sum over its weight layers, or
         the worst of them for condition number and residual.
+
+        Figures that do not exist, such as the condition number of a zero weight, have no key: tables, plots and JSON
+        know numbers only.
         """
         scalars: dict[str, float] = {"reset/seconds": self.seconds}
         networks: dict[str, list[LayerReport]] = defaultdict(list)
@@ -102,10 +113,10 @@ class ResetReport:
                 scalars[f"{prefix}/{quantity}"] = total
                 for layer, value in zip(layers, values, strict=True):
                     scalars[f"{prefix}/{quantity}/{layer.layer}"] = value
-        return scalars
+        return {key: value for key, value in scalars.items() if math.isfinite(value)}
 
     def __str__(self) -> str:
-        """A table with one line for each layer."""
+        """A table with one line for each layer, then one for each weight that was left alone."""
         lines = [
             f"{'layer':30} {'role':6} {'scale':>8} {'rel. SFE':>9} {'DfI/s^2 before':>14} {'cond':>8} {'residual':>9}"
         ]
@@ -115,6 +126,7 @@ class ResetReport:
                 f"{name:30} {layer.role:6} {layer.scale:8.4f} {layer.relative_sfe:9.4f} "
                 f"{layer.dfi_scaled_before:14.4g} {layer.condition_number:8.2g} {layer.residual:9.1e}"
             )
+        lines += [f"left alone: {name}: {reason}" for name, reason in self.left_alone]
         return "\n".join(lines)
 
 

@@ -41,7 +41,7 @@ class NamedParameter:
     @property
     def is_linear(self) -> bool:
         """Whether it belongs to a linear layer."""
-        return self.layer is not None and self.layer.kind == "linear"
+        return self.layer is not None and self.layer.kind in ("linear", "bilinear")
 
 
 class Rule(Protocol):
@@ -55,8 +55,11 @@ class Rule(Protocol):
 
 
 def rule_for_chosen(parameter: NamedParameter, options: IsometryOptions, weight_rule: Rule) -> Rule:
-    """``weight_rule`` for weights of the layers that ``options`` choose, their own rule for biases, else Keep."""
-    if parameter.layer is None or parameter.layer.role not in options.roles:
+    """``weight_rule`` for weights of the layers that ``options`` choose, their own rule for biases, else Keep.
+
+    A weight that is an embedding too is kept like one.
+    """
+    if parameter.layer is None or parameter.layer.embedding or parameter.layer.role not in options.roles:
         return Keep()
     if parameter.is_weight:
         return weight_rule
@@ -181,4 +184,4 @@ def _layer(parameter: NamedParameter) -> WeightLayer:
 def _fresh(parameter: NamedParameter) -> Tensor:
     if parameter.fresh is None:
         raise ValueError(f"{parameter.name} has no fresh counterpart")
-    return parameter.fresh.detach()
+    return parameter.fresh.detach().to(parameter.parameter)

@@ -67,7 +67,9 @@ class SilenceTracker(UnitTracker):
 
         count = histogram.sum(-1)
         below = (histogram.cumsum(-1) < self.options.percentile * count.unsqueeze(-1)).sum(-1)
-        threshold = torch.exp2((below + 0.5) / self.BINS_PER_OCTAVE)  # upper edge of the percentile's bin
+        threshold = torch.exp2(
+            (below.float() + 0.5) / self.BINS_PER_OCTAVE
+        )  # upper edge of the percentile's bin
         judged = count >= self.options.min_firings
         chosen = (judged & (silence > threshold)) | (silence > self.options.max_silence)
         silence.masked_fill_(chosen, 0)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ambient import changes_weights
+from ..network.flow import UnitFlows, unit_flows
 from ..network.slot import NetworkSlot
 from ..options import TrackedOptions
 from .base import Plan, Reset
@@ -43,21 +45,34 @@ class UnitTracker:
     def __init__(self) -> None:
         self.state: dict[str, dict[str, Tensor]] = {}
         self._fresh: dict[str, nn.Module] = {}
+        self._flows: dict[str, UnitFlows] = {}
 
-    @torch.no_grad()
+    @property
+    def left_alone(self) -> tuple[tuple[str, str], ...]:
+        """Activations whose units are never recycled since it cannot be proved what they feed, with the reason."""
+        return tuple(
+            (f"{network}/{name}", reason)
+            for network, flows in self._flows.items()
+            for name, reason in flows.left_alone
+        )
+
+    @changes_weights
     def after_update(
         self, slots: Mapping[str, NetworkSlot], batch: Any, generator: torch.Generator
     ) -> dict[str, int]:
         """Update the statistics on ``batch``, recycle units and return how many in each network.
 
-        Draws from ``generator`` (a CPU generator) only; runs ``slot.forward`` once for each network.
+        Draws from ``generator`` (a CPU generator) only; runs ``slot.forward`` once for each network, and more often
+        the first time, to prove what its units feed.
         """
         counts = {}
         devices = {p.device for slot in slots.values() for p in slot.module.parameters()}
         with torch.random.fork_rng(devices=[device for device in devices if device.type == "cuda"]):
             for network, slot in slots.items():
+                if network not in self._flows or not self._flows[network].still_hold(slot):
+                    self._flows[network] = unit_flows(slot, batch)
                 marked = []
-                for group in unit_groups(slot, batch):
+                for group in unit_groups(slot, batch, self._flows[network]):
                     marked.append((group, self.select(f"{network}/{group.name}", group)))
                 counts[network] = sum(int(units.sum()) for _, units in marked)
                 if counts[network]:

@@ -17,8 +17,8 @@ MODULES = {
     "conv1d": (nn.Conv1d(3, 4, 5), (1, 5, 4, 3)),
     "conv2d": (nn.Conv2d(3, 4, (2, 3)), (1, 6, 4, 3)),
     "conv3d": (nn.Conv3d(2, 4, 2), (1, 8, 4, 2)),
-    "grouped": (nn.Conv2d(6, 8, 3, groups=2), (2, 9, 4, 3)),
-    "transposed": (nn.ConvTranspose2d(6, 8, 3, groups=2), (2, 9, 4, 3)),
+    "grouped": (nn.Conv2d(6, 8, 3, groups=2), (1, 9, 8, 3)),
+    "transposed": (nn.ConvTranspose2d(6, 8, 3, groups=2), (1, 9, 4, 6)),
     "ensemble": (BatchedLinear(2, 6, 4), (2, 4, 6)),
 }
 
@@ -35,6 +35,26 @@ def test_matrices_and_back(kind: str, conv_form: str) -> None:
     else:
         assert matrices.shape == (shape[0], shape[2], shape[3] * shape[1])
     assert torch.equal(layer.weight_from(matrices), layer.weight)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [nn.Conv2d(6, 8, 3, groups=2), nn.ConvTranspose2d(6, 8, 3, groups=2), nn.Conv1d(6, 6, 3, groups=6)],
+)
+@pytest.mark.parametrize("form", ["slices", "flatten"])
+def test_groups_of_a_convolution_apart(module, form: str) -> None:
+    (layer,) = weight_layers(module, conv_form=f"group_{form}")
+    groups, weight = module.groups, module.weight
+    if isinstance(module, nn.ConvTranspose2d):
+        parts = [part.transpose(0, 1) for part in weight.chunk(groups, 0)]
+    else:
+        parts = weight.chunk(groups, 0)
+    for part, matrices in zip(parts, layer.matrices(), strict=True):
+        if form == "flatten":
+            assert torch.equal(matrices, part.flatten(1))
+        else:
+            assert torch.equal(matrices, part.flatten(2).movedim(-1, 0))
+    assert torch.equal(layer.weight_from(layer.matrices()), weight)
 
 
 def test_conv_slices_are_the_kernel_positions() -> None:

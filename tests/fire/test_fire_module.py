@@ -45,8 +45,8 @@ def test_each_kind_of_layer() -> None:
     singular_values_are(module["conv1d"].weight.movedim(-1, 0), (5 / 3) ** 0.5 / 4)
     singular_values_are(module["conv2d"].weight[:, :, 1, 0], (5 / 3) ** 0.5 / 4)
     singular_values_are(module["conv3d"].weight[:, :, 1, 0, 1], (5 / 3) ** 0.5 / 8)
-    singular_values_are(module["grouped"].weight[2:, :, 2, 1], (2 / 3) ** 0.5 / 9)
-    singular_values_are(module["transposed"].weight[3:, :, 1, 1], (4 / 3) ** 0.5 / 4)
+    singular_values_are(module["grouped"].weight[:, :, 2, 1], (4 / 3) ** 0.5 / 9)
+    singular_values_are(module["transposed"].weight[:, :, 1, 1], (4 / 6) ** 0.5 / 4)
     singular_values_are(module["ensemble"].weight, (4 / 6) ** 0.5)
     singular_values_are(module["attention"].in_proj_weight.view(3, 8, 8), 1.0)
     singular_values_are(module["attention"].out_proj.weight, 1.0)
@@ -91,10 +91,20 @@ def test_attention_per_head() -> None:
 def test_tied_weights_are_changed_once() -> None:
     module = nn.ModuleDict({"embedding": nn.Embedding(10, 4), "head": nn.Linear(4, 10, bias=False)})
     module["head"].weight = module["embedding"].weight
-    report = fire_(module)
-    assert [layer.layer for layer in report.layers] == ["head"]
+    before = module["embedding"].weight.clone()
+    with pytest.raises(
+        ValueError, match=r"no weight layer to change .*: head: is the embedding embedding\.w"
+    ):
+        fire_(module)
+    assert torch.equal(module["embedding"].weight, before)
+    report = fire_(module, embeddings="orthogonalize")
+    assert [layer.layer for layer in report.layers] == ["embedding"]
     assert module["head"].weight is module["embedding"].weight
-    singular_values_are(module["embedding"].weight, (10 / 4) ** 0.5)
+    singular_values_are(module["embedding"].weight, (4 / 10) ** 0.5)
+    pair = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    pair[1].weight = pair[0].weight
+    assert [layer.layer for layer in fire_(pair).layers] == ["0", "2"]
+    singular_values_are(pair[1].weight, 1.0)
 
 
 def test_include_exclude_roles_and_options() -> None:
