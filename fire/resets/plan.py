@@ -84,8 +84,8 @@ class Plan:
         for name, _, value, spectra in self.writes:
             if value.is_floating_point():
                 # Certified singular values stand for the matrices that have them.
-                values = (value,) if spectra is None else (spectra.after, spectra.defect)
-                by_device[value.device] += [(name, each) for each in values]
+                looked_at = (value,) if spectra is None else (spectra.after, spectra.defect)
+                by_device[value.device] += [(name, each) for each in looked_at]
         for values in by_device.values():
             # Asked once for all of them: every answer is a wait for the device.
             finite = torch.stack([value.isfinite().all() for _, value in values]).tolist()
