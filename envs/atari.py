@@ -17,9 +17,8 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium import spaces
 
 from configs.schema import AtariConfig
-from envs.backend import Transition
+from envs.backend import Transition, agent_steps
 from envs.errors import EnvError
-from envs.make import agent_steps
 
 # Mnih et al. 2015, Methods, "Preprocessing".
 SCREEN_SIZE = 84

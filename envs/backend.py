@@ -6,6 +6,7 @@ three: Atari games, the native H1 tasks, and any Gymnasium environment.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -87,3 +88,8 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the environments."""
+
+
+def agent_steps(max_frames: int | None, action_repeat: int) -> int | None:
+    """Return how many agent transitions fit into a limit of ``max_frames`` raw frames (None: no limit)."""
+    return None if max_frames is None else math.ceil(max_frames / action_repeat)

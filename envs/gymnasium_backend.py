@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import FlattenObservation, RepeatAction, TransformAction
+from gymnasium.wrappers.utils import rescale_box
 
-from envs.backend import Transition
-from envs.make import agent_steps, make_env
+from envs.backend import Transition, agent_steps
+from envs.errors import EnvError
+from envs.ids import resolve_env_id
+from envs.rendering import select_gl_backend
 
 
 class GymnasiumBackend:
@@ -104,3 +109,102 @@ class GymnasiumBackend:
 
     def _saved(self, actions: Any) -> np.ndarray:
         return np.asarray(actions).astype(self.action_space.dtype).reshape(-1, *self._action_shape)
+
+
+def make_env(env_id: str, action_repeat: int = 1, render_mode: str | None = None) -> gym.Env:
+    """Build one environment with a 1-D Box observation and Box(-1, 1) or Discrete(n) actions.
+
+    From the inside out: the environment with its time limit (which therefore counts raw frames), the action
+    repeated ``action_repeat`` times with the rewards summed (less often where the episode ends), the action
+    space brought to standard form, the observation flattened.
+
+    Raises:
+        EnvError: unknown id, missing dependency, unsupported spaces.
+    """
+    resolved = resolve_env_id(env_id)
+    if render_mode == "rgb_array":
+        # Without it pygame, which draws the classic-control tasks, complains about a missing display.
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    if render_mode is not None and any(
+        word in str(gym.spec(resolved).entry_point) for word in ("mujoco", "official")
+    ):
+        select_gl_backend()  # Gymnasium's own choice needs a display
+    try:
+        # Without a mode the argument is left out: an environment need not know it.
+        rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+        env: gym.Env = gym.make(resolved, disable_env_checker=True, **rendering)
+    except (gym.error.Error, ImportError) as error:
+        raise EnvError(f"cannot build {resolved}: {' '.join(str(error).split())}") from error
+    try:
+        if action_repeat != 1:
+            env = RepeatAction(env, action_repeat)
+        return _standard_observation(_standard_action(env, resolved), resolved)
+    except EnvError:
+        env.close()
+        raise
+
+
+def _standard_action(env: gym.Env, env_id: str) -> gym.Env:
+    space = env.action_space
+    if isinstance(space, spaces.Discrete):
+        if space.start == 0:
+            return env
+        return TransformAction(env, lambda action: action + space.start, spaces.Discrete(int(space.n)))
+    has = f"{env_id} has the action space {' '.join(str(space).split())}"
+    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
+        raise EnvError(f"{has}; only Discrete and real Box are supported")
+    if not space.shape or 0 in space.shape:
+        raise EnvError(f"{has}; only shapes of one axis or more that hold a number are supported")
+    with np.errstate(over="ignore"):  # the largest floats stand for no bounds, too
+        if not np.isfinite(space.high - space.low).all():
+            raise EnvError(f"{has}, which has no bounds to map [-1, 1] to")
+    if len(space.shape) == 1 and np.all(space.low == -1) and np.all(space.high == 1):
+        return env
+    return _rescaled_action(env, space)
+
+
+def _rescaled_action(env: gym.Env, space: spaces.Box) -> gym.Env:
+    """Map a vector in [-1, 1] to a bounded Box of any shape; where both bounds are one number, that is the action."""
+    free = space.low < space.high
+    # Gymnasium's arithmetic to the last digit: saved actions are played back through it.
+    _, _, from_unit = rescale_box(
+        spaces.Box(space.low[free], space.high[free], dtype=space.dtype.type), np.float32(-1), np.float32(1)
+    )
+
+    def to_space(action: np.ndarray) -> np.ndarray:
+        mapped = space.low.copy()
+        mapped[free] = from_unit(action.reshape(space.shape)[free])
+        return np.minimum(np.maximum(mapped, space.low), space.high)  # rounding can lead out of the bounds
+
+    return TransformAction(env, to_space, spaces.Box(-1, 1, (space.low.size,), space.dtype.type))
+
+
+def _standard_observation(env: gym.Env, env_id: str) -> gym.Env:
+    space = env.observation_space
+    has = f"{env_id} has the observation space {' '.join(str(space).split())}"
+    if any(isinstance(leaf, spaces.Box) and _is_image(leaf) for leaf in _leaves(space)):
+        raise EnvError(
+            f"{env_id} has image observations, which are supported for Atari games by name only, such as Asterix"
+        )
+    if not space.is_np_flattenable:
+        raise EnvError(f"{has}, which cannot be flattened to a vector")
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        env = FlattenObservation(env)
+    if env.observation_space.shape == (0,):
+        raise EnvError(f"{has}, which holds no number")
+    return env
+
+
+def _is_image(space: spaces.Box) -> bool:
+    return space.dtype == np.uint8 and len(space.shape) >= 2
+
+
+def _leaves(space: spaces.Space) -> Iterator[spaces.Space]:
+    """Yield the parts of a nested Dict or Tuple space."""
+    if isinstance(space, spaces.Dict):
+        space = spaces.Tuple(tuple(space.spaces.values()))
+    if isinstance(space, spaces.Tuple):
+        for part in space.spaces:
+            yield from _leaves(part)
+    else:
+        yield space

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from common.games import find_game
-from envs.make import resolve_env_id
+from envs.ids import resolve_env_id
 from envs.official import NAMESPACE
 
 

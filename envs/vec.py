@@ -20,7 +20,7 @@ from configs.schema import AtariConfig, Config
 from envs.backend import Backend
 from envs.errors import EnvError
 from envs.gymnasium_backend import GymnasiumBackend
-from envs.make import resolve_env_id
+from envs.ids import resolve_env_id
 
 # First word of numpy.random.SeedSequence's spawn_key: which consumer a stream belongs to.
 _RESET_STREAM, _RANDOM_POLICY_STREAM = 0, 1

@@ -10,9 +10,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from envs.backend import Transition
+from envs.backend import Transition, agent_steps
 from envs.humanoid.vector import HumanoidVectorEnv
-from envs.make import agent_steps
 
 
 class HumanoidBackend:
