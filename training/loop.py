@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import torch
@@ -24,6 +21,7 @@ from training.checks import require_known_metric, require_repeatable
 from training.due import Clock
 from training.evaluation import EvaluationStopped
 from training.folder import open_runs, starting_points
+from training.interrupt import Interrupt
 from training.profiling import StepProfiler
 from training.trainer import Trainer, TrainingDiverged
 
@@ -151,33 +149,3 @@ def _learn(learner: Learner, clock: Clock, trainers: Sequence[Trainer]) -> int:
         for trainer in watched:
             trainer.recycle_units(batch.run(trainer.index))
     return owed
-
-
-class Interrupt:
-    """Interrupt: Ctrl-C, SIGTERM (a cluster's way to ask) and SIGHUP (a closed terminal) stop training after a step.
-
-    A second Ctrl-C does not wait for the step to end.
-
-    Attributes:
-        requested: whether any has come.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __enter__(self) -> Interrupt:
-        self._handlers = {
-            s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        }
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.requested = True
-        with contextlib.suppress(OSError):  # the reader may be gone; the run is saved all the same
-            print("\nstopping after this step (Ctrl-C again: at once, without saving)", file=sys.stderr)

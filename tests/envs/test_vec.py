@@ -13,7 +13,7 @@ import pytest
 import torch
 from gymnasium.wrappers import RescaleAction, TransformAction
 
-from envs import EnvError, make_vec
+from envs import EnvError, import_module_of, make_vec
 
 
 def rollout(env, steps):
@@ -274,9 +274,12 @@ def test_an_id_may_name_the_module_that_registers_it(tmp_path, monkeypatch):
         "gymnasium.register('Mine-v0', 'gymnasium.envs.classic_control:CartPoleEnv', max_episode_steps=9)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EnvError, match="is not imported just because a file names it"):
+        make_vec("my_tasks:Mine-v0")
+    import_module_of("my_tasks:Mine-v0")
     assert make_vec("my_tasks:Mine-v0").max_episode_steps == 9
     with pytest.raises(EnvError, match="cannot import the module 'no_tasks'"):
-        make_vec("no_tasks:Mine-v0")
+        import_module_of("no_tasks:Mine-v0")
 
 
 @pytest.mark.parametrize(
