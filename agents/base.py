@@ -302,7 +302,8 @@ class Descent:
                 parameter.requires_grad_(True)
         mine: torch.optim.Optimizer = getattr(agent, optimizer)
         mine.zero_grad(set_to_none=True)
-        values[0].backward(inputs=own)
+        # With a single network nothing else could get a gradient, and autograd need not search for what to leave out.
+        values[0].backward(inputs=own if frozen else None)
         mine.step()
         return tuple(value.detach() for value in values)
 

@@ -129,7 +129,7 @@ def test_atari_sized_million_stays_within_seven_point_two_gigabytes():
 def test_saved_state_continues_bit_for_bit(num_rows, tmp_path):
     buffer, env = make(25, 2, n_step=3), CountingEnv(2)
     fill(buffer, env, num_rows)
-    path = checkpoint.save(tmp_path, "step", 1, {"replay": buffer.run(0).state_dict()}, keep=1)
+    path = checkpoint.save(tmp_path, "step", 1, {"replay": buffer.run(0).state_dict()})
     copied = make(25, 2, n_step=3)
     copied.run(0).load_state_dict(checkpoint.load(path, ["replay"])["replay"])
     later = [env.step() for _ in range(30)]

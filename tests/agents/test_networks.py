@@ -59,11 +59,13 @@ def test_ensemble_layers_equal_separate_layers():
     for parameter in [*linear.parameters(), *norm.parameters()]:
         nn.init.normal_(parameter)
     x = torch.randn(3, 7, 5)
-    for member in range(3):
-        expected = F.linear(x[member], linear.weight[member], linear.bias[member])
-        torch.testing.assert_close(linear(x)[member], expected)
-        expected = F.layer_norm(x[member], (5,), norm.weight[member], norm.bias[member], eps=1e-6)
-        torch.testing.assert_close(norm(x)[member], expected)
+    for critic_index in range(3):
+        expected = F.linear(x[critic_index], linear.weight[critic_index], linear.bias[critic_index])
+        torch.testing.assert_close(linear(x)[critic_index], expected)
+        expected = F.layer_norm(
+            x[critic_index], (5,), norm.weight[critic_index], norm.bias[critic_index], eps=1e-6
+        )
+        torch.testing.assert_close(norm(x)[critic_index], expected)
 
 
 def test_ensemble_linear_has_autograds_first_and_second_derivatives():
@@ -81,7 +83,7 @@ def test_ensemble_linear_has_autograds_first_and_second_derivatives():
 
 
 def test_simba_critic_equals_the_formula_written_out():
-    """Each member alone: embed, x + W2 relu(W1 norm(x)) twice, norm, head (SimBa, section 4)."""
+    """Each critic alone: embed, x + W2 relu(W1 norm(x)) twice, norm, head (SimBa, section 4)."""
     torch.manual_seed(0)
     normalizer = ObservationNormalizer(3)
     normalizer.update(torch.randn(100, 3) * 4 + 1)
@@ -90,8 +92,8 @@ def test_simba_critic_equals_the_formula_written_out():
         nn.init.normal_(parameter, std=0.5)
     obs, action = torch.randn(6, 3), torch.rand(6, 2)
     state = critic.state_dict()
-    for member in range(2):
-        w = {name: value[member] for name, value in state.items() if not name.startswith("normalizer")}
+    for critic_index in range(2):
+        w = {name: value[critic_index] for name, value in state.items() if not name.startswith("normalizer")}
         x = torch.cat([((obs - normalizer.mean) / (normalizer.var + 1e-8).sqrt()).float(), action], dim=1)
         x = x @ w["encoder.embed.weight"].T + w["encoder.embed.bias"]
         for block in ("encoder.block1", "encoder.block2"):
@@ -100,10 +102,10 @@ def test_simba_critic_equals_the_formula_written_out():
             x = x + h @ w[f"{block}.project.weight"].T + w[f"{block}.project.bias"]
         x = F.layer_norm(x, (8,), w["encoder.norm.weight"], w["encoder.norm.bias"], eps=1e-6)
         expected = (x @ w["value.weight"].T + w["value.bias"]).squeeze(1)
-        torch.testing.assert_close(critic(obs, action)[member], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(critic(obs, action)[critic_index], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_initialisation_is_orthogonal_and_he_normal_per_member():
+def test_initialisation_is_orthogonal_and_he_normal_per_critic():
     torch.manual_seed(0)
     encoder = SimbaEncoder(40, 128, 1, ensemble_size=2)
     for weight in encoder.embed.weight:  # 128 x 40: orthonormal columns

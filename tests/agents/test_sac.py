@@ -93,7 +93,7 @@ def test_one_update_equals_the_algorithm_written_out():
 
 
 class PlainCritic(torch.nn.Module):
-    """One critic in plain layers, with the weights of member ``index`` of the agent's batched critics."""
+    """One critic in plain layers, with the weights of critic ``index`` of the agent's batched critics."""
 
     def __init__(self, state, index):
         super().__init__()

@@ -219,13 +219,13 @@ def test_convolutions_norms_pooling_and_flattening() -> None:
 
 def test_the_projects_own_networks() -> None:
     normalizer = ObservationNormalizer(7)
-    obs, blocks = torch.randn(9, 7), ["encoder.1.expand", "encoder.2.expand"]
+    obs, blocks = torch.randn(9, 7), ["encoder.block1.expand", "encoder.block2.expand"]
     frames = torch.randint(0, 255, (4, 4, 84, 84), dtype=torch.uint8)
     layers = ["encoder.conv1", "encoder.conv2", "encoder.conv3", "head.fc1"]
     critic = {"heads": ("value",), "ensemble_size": 2}
     cases = [
         (NatureQNetwork(4, 6), frames, {}, layers),
-        (MLPQNetwork(7, 3, (16, 12)), obs, {}, ["0", "2"]),
+        (MLPQNetwork(7, 3, (16, 12)), obs, {}, ["hidden1", "hidden2"]),
         (SimbaActor(normalizer, 7, 3, 8, 2), obs, {"heads": ("mean", "log_std")}, blocks),
         (SimbaCritic(normalizer, 7, 3, 8, 2, 2), (obs, torch.randn(9, 3)), critic, blocks),
     ]
