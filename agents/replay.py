@@ -214,7 +214,11 @@ class Replay(ABC):
         return {**arrays, "next_row": self.next_row, "rows_filled": int(self._rows_filled[k])}
 
     def _load_run_state(self, k: int, state: Mapping[str, Any]) -> None:
-        next_row, columns = int(state["next_row"]), self._columns(k)
+        next_row, columns, length = int(state["next_row"]), self._columns(k), len(state["reward"])
+        shift = 0
+        if next_row < length < self.num_rows:
+            # A smaller ring that was full wrote over its oldest row next; here the rows come in the order of time.
+            shift, next_row = next_row, length
         others = np.delete(self._rows_filled, k)
         if others.any() and next_row != self.next_row:
             raise ValueError(
@@ -228,8 +232,8 @@ class Replay(ABC):
                     f"saved replay array {name} {tuple(saved.shape)} does not fit into {tuple(own.shape)}"
                 )
         for name, array in self._arrays.items():
-            array[: len(state[name]), columns].copy_(state[name])
-        self._rows_written = len(state["reward"])
+            array[:length, columns].copy_(state[name].roll(-shift, 0) if shift else state[name])
+        self._rows_written = length
         self.next_row = next_row
         self._rows_filled[k] = int(state["rows_filled"])
         self._oldest_row[k] = (next_row - self._rows_filled[k]) % self.num_rows
@@ -286,7 +290,7 @@ class RunReplay:
         return self._replay._run_state(self._k)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore in place; the capacity and the number of environments must be those of the saved buffer.
+        """Restore in place; the number of environments must be that of the saved buffer, the capacity at least its.
 
         Raises:
             ValueError: the saved arrays do not fit, or the other runs of the buffer stand at another row.

@@ -109,6 +109,23 @@ def test_state_round_trip_and_later_writes_agree():
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize(
+    "num_rows", [10, 20, 27]
+)  # before the smaller ring is full, then, and after it has wrapped
+def test_a_larger_ring_goes_on_from_the_state_of_a_smaller_one(num_rows):
+    """As in a branch that is longer than the run it left: all transitions, in their order, and room for more."""
+    small, large = (ReplayBuffer(capacity, 2, (3,), (2,), False, GAMMA, 3) for capacity in (40, 100))
+    columns = fill(small, num_rows, 2)
+    large.run(0).load_state_dict(small.run(0).state_dict())
+    later = fill(large, 5, 2, seed=1)
+    held = min(num_rows, 20)
+    assert len(large.run(0)) == 2 * (held + 5)
+    batch = large.gather(torch.arange(len(large.run(0)))[None]).run(0)
+    expected = [c[-held:] + more for c, more in zip(columns, later, strict=True)]
+    for index, obs in enumerate(batch.obs):
+        assert torch.equal(obs, torch.from_numpy(expected[index % 2][index // 2][0]))
+
+
 def test_check_valid_finds_a_broken_chain():
     buffer = ReplayBuffer(8, 1, (3,), (2,), False, GAMMA)
     fill(buffer, 6, 1, seed=3)
