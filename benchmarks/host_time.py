@@ -49,14 +49,14 @@ class NoUpdates:
 
 def no_physics() -> Any:
     """Return a replacement of the environments' step that takes one real step and repeats its result."""
-    taken: list[tuple[np.ndarray, ...]] = []
+    taken: dict[int, tuple[np.ndarray, ...]] = {}  # by number of environments
     step = HumanoidVectorEnv.step
 
     def repeat(self: HumanoidVectorEnv, actions: np.ndarray) -> Any:
-        if not taken:
+        if self.num_envs not in taken:
             obs, reward, terminated, truncated, _ = step(self, actions)
-            taken.append((obs, reward, np.zeros_like(terminated), np.zeros_like(truncated)))
-        return *(array.copy() for array in taken[0]), {}
+            taken[self.num_envs] = (obs, reward, np.zeros_like(terminated), np.zeros_like(truncated))
+        return *(array.copy() for array in taken[self.num_envs]), {}
 
     return repeat
 

@@ -104,7 +104,8 @@ def save(folder: Path, kind: str, env_step: int, parts: Mapping[str, Any]) -> Pa
         if partial.name != _MARK:
             shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"cannot write checkpoint {final}{free}: {_reason(error)}") from error
-    shutil.rmtree(replaced, ignore_errors=True)
+    if replaced.exists():
+        _delete(replaced)
     return final
 
 
@@ -127,7 +128,7 @@ def _repair(folder: Path) -> None:
     for replaced in folder.glob(".*.replaced"):
         final = folder / replaced.name.removeprefix(".").removesuffix(".replaced")
         if final.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
+            _delete(replaced)
         else:
             os.replace(replaced, final)
     for leftover in (*folder.glob(".*.partial"), *folder.glob(".*.deleted")):
