@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from agents.base import Agent
 from agents.graphs import Capture, Places, StaticInputs, pick_capture, rollback
-from agents.numerics import Numerics
+from agents.numerics import FLOAT32, Numerics
 from agents.replay import Batch, Replay
 from agents.stack import Stack
 from configs.schema import Config
@@ -30,16 +30,19 @@ class Agents:
     They are stacked (agents/stack.py) where that is faster, and anew when a network's structure has changed: agents
     whose networks differ, because a reset has added parameters to some, form stacks of their own. Networks for frames
     are not stacked: convolutions of several networks at once become grouped ones, which take longer than one network
-    after the other (results/throughput.md). One agent works as it would alone. All arrays and tensors begin with K.
+    after the other (results/throughput.md). One agent computes what it would alone. All arrays and tensors begin with
+    K.
 
     Args:
         agents: at least one, of one class, with equal configurations; their seeds differ. They hold the state they go
             on from (after a checkpoint was loaded): from now on their parameters are views, which in-place changes
             keep.
+        numerics: how their losses were prepared.
     """
 
-    def __init__(self, agents: Sequence[Agent]) -> None:
+    def __init__(self, agents: Sequence[Agent], numerics: Numerics = FLOAT32) -> None:
         self.agents = list(agents)
+        self._compiled = numerics.compile
         self._group()
 
     def observe(self, obs: np.ndarray) -> None:
@@ -52,8 +55,7 @@ class Agents:
 
     def act(self, obs: np.ndarray, env_step: int) -> np.ndarray:
         """Exploring actions ``(K, N, ...)`` for ``obs (K, N, ...)``, each agent's drawn from its own stream."""
-        if len(self.agents) > 1:
-            self.restack()
+        self.restack()
         actions = [
             self.agents[runs[0]].act(obs[runs[0]], env_step)[None]
             if stacked is None
@@ -71,8 +73,7 @@ class Agents:
 
         ``noise`` is what ``draw`` returned, on the agents' device.
         """
-        if len(self.agents) > 1:
-            self.restack()
+        self.restack()
         found = []
         for runs, stacked in self._groups:
             if stacked is None:
@@ -103,12 +104,18 @@ class Agents:
         for k, agent in enumerate(self.agents):
             groups.setdefault(k if _has_convolutions(agent) else _structure(agent), []).append(k)
         self._groups = [
-            (runs, Stack([self.agents[k] for k in runs]) if len(runs) > 1 else None)
+            (runs, Stack([self.agents[k] for k in runs]) if self._gains(runs) else None)
             for runs in groups.values()
         ]
         self._order = np.argsort([k for runs, _ in self._groups for k in runs])
         optimizers = [getattr(agent, name) for agent in self.agents for name in agent.optimizers]
         self._known = [(optimizer, [g["params"] for g in optimizer.param_groups]) for optimizer in optimizers]
+
+    def _gains(self, runs: Sequence[int]) -> bool:
+        """Whether these agents are faster as a stack; one is, where Python's share is not done away with otherwise."""
+        first = self.agents[runs[0]]
+        on_cpu = first.device.type == "cpu"
+        return len(runs) > 1 or (on_cpu and not self._compiled and not _has_convolutions(first))
 
 
 def _structure(agent: Agent) -> Hashable:

@@ -1,10 +1,13 @@
-"""K agents that share hyperparameters and an architecture, acting and learning as one batched program.
+"""K agents that share hyperparameters and an architecture, acting and learning as one batched program; or one agent.
 
 Every tensor of every network gets a leading dimension K: the agents' own parameters and buffers become views into
 the stack. The first agent's functions run over the stack with ``torch.vmap``, traced once (agents/tracing.py), and one
 fused optimizer step changes all views. Whatever looks at a single agent (resets, metrics, evaluation, checkpoints)
 works on its views and needs to know nothing of the others, and each agent keeps its own optimizer state and random
 streams, so that it goes on alone wherever it was saved.
+
+One agent keeps its tensors as they are and runs the operations that it would run by itself, bit for bit; it gains what
+autograd and Python cost at every update of a small network.
 """
 
 from __future__ import annotations
@@ -28,22 +31,23 @@ from agents.tracing import Function, trace
 class Stack:
     """Stack: K agents of equal structure and their stacked tensors; the ``Step`` of their joint update.
 
-    All arrays and tensors begin with K.
+    The arrays and tensors of ``observe``, ``act`` and ``update`` begin with K; inside, those of one agent do not.
 
     Args:
-        agents: at least two, of one class, with equal configurations; their seeds differ. They hold the state from
-            which they go on: from now on their parameters are views, which in-place changes keep.
+        agents: at least one, of one class, with equal configurations; their seeds differ. They hold the state from
+            which they go on: from now on the parameters of several are views, which in-place changes keep.
     """
 
     def __init__(self, agents: Sequence[Agent]) -> None:
         self.agents = agents
+        self._alone = len(agents) == 1
         self._first = first = agents[0]
         bundles = [_Bundle({name: getattr(agent, name) for name in first.modules}) for agent in agents]
         self._bundle = bundles[0]
         self._learning = {
             name for name, parameter in self._bundle.named_parameters() if parameter.requires_grad
         }
-        self._tensors = _stack(bundles)
+        self._tensors = _own_tensors(bundles[0]) if self._alone else _stack(bundles)
         self._joint = {
             name: _JointOptimizer(
                 [getattr(agent, name) for agent in agents],
@@ -51,7 +55,9 @@ class Stack:
             )
             for name, module in first.optimizers.items()
         }
-        self._normalizer = None if first.normalizer is None else self._stacked_normalizer(first.normalizer)
+        self._normalizer = first.normalizer
+        if first.normalizer is not None and not self._alone:
+            self._normalizer = self._stacked_normalizer(first.normalizer)
         self._pairs: dict[tuple[str, str], tuple[list[Tensor], list[Tensor]]] = {}
         self._traced: dict[Hashable, tuple[Function, list[pytree.TreeSpec]]] = {}
         self._recorded: HostCall | None = None
@@ -65,6 +71,7 @@ class Stack:
 
     def observe(self, obs: np.ndarray) -> None:
         if self._normalizer is not None:
+            obs = obs[0] if self._alone else obs
             self._normalizer.update(torch.as_tensor(obs, dtype=torch.float32, device=self._first.device))
 
     def act(self, obs: np.ndarray, env_step: int) -> np.ndarray:
@@ -80,10 +87,16 @@ class Stack:
             return self._explore(*(torch.as_tensor(x, device=first.device) for x in inputs)).cpu().numpy()
 
     def _explore(self, *inputs: Tensor) -> Tensor:
+        if self._alone:
+            return self._run(self._first.explore, None, *(x[0] for x in inputs)).unsqueeze(0)
         return self._run(self._first.explore, None, *inputs)
 
     def update(self, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
-        losses = self._first.update(self, batch, noise)
+        if self._alone:
+            found = self._first.update(self, batch.run(0), noise[0])
+            losses = {name: value.unsqueeze(0) for name, value in found.items()}
+        else:
+            losses = self._first.update(self, batch, noise)
         for agent in self.agents:
             agent.update_step += 1
         return losses
@@ -114,7 +127,7 @@ class Stack:
         return [name for name in self._tensors if name.startswith(f"{module}.") and name in self._learning]
 
     def _run(self, function: Callable[..., Any], module: str | None, *args: Any) -> Any:
-        """Run the first agent's ``function`` for every agent; all shapes begin with K.
+        """Run the first agent's ``function`` for every agent; with several all shapes begin with K.
 
         With ``module``, ``function`` is a loss, and a list of the gradients of the module's learning parameters, each
         agent's of the first, each agent's of the second and so on, is returned behind its values.
@@ -148,12 +161,17 @@ class Stack:
             learning = {name: tensors[name].detach().requires_grad_() for name in names}
             # What is drawn is an argument, from each agent's own stream.
             with torch.set_grad_enabled(module is not None):
-                found = torch.vmap(one, randomness="error")(tensors | learning, *args)
+                every = one if self._alone else torch.vmap(one, randomness="error")
+                found = every(tensors | learning, *args)
                 if module is not None:
                     # The agents share nothing, so the gradient of the sum holds each agent's own. Fused optimizers read
                     # gradients in the parameter's memory order, whatever their strides say.
                     gradients = torch.autograd.grad(found[0].sum(), list(learning.values()))
-                    own = [view for gradient in gradients for view in gradient.contiguous().unbind()]
+                    own = [
+                        view
+                        for gradient in map(Tensor.contiguous, gradients)
+                        for view in ((gradient,) if self._alone else gradient.unbind())
+                    ]
                     found = (*(value.detach() for value in found), own)
             results, spec = pytree.tree_flatten(found)
             outputs[:] = [spec]
@@ -241,6 +259,10 @@ class _Bundle(nn.ModuleDict):
 
     def forward(self, function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
+
+
+def _own_tensors(bundle: _Bundle) -> dict[str, Tensor]:
+    return {name: t.detach() for name, t in (*bundle.named_parameters(), *bundle.named_buffers())}
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch._subclasses.fake_tensor import (
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.fx.node import map_arg
 
 Function = Callable[..., list[Tensor]]
 # What a function does that cannot be traced by shapes alone: decide by a value, or run an operation without a rule for
@@ -32,6 +34,9 @@ NOT_TRACEABLE = (
 aten = torch.ops.aten
 # Operations that look at a tensor's own memory.
 VIEWS = (aten.view.default, aten.expand.default, aten.transpose.int, aten.t.default, aten.permute.default)
+SUMS = (aten.add.Tensor, aten.baddbmm.default, aten.bmm.default, aten.addmm.default, aten.mm.default)
+# Operations whose result depends on the shape of their first argument alone.
+FILLS = (aten.ones_like.default, aten.zeros_like.default, aten.new_zeros.default, aten.new_ones.default)
 # Operations that return their first argument as it is, where shapes (or the factor) say so.
 ALIASES = (aten.detach.default, aten.alias.default)
 RESHAPES = (aten.view.default, aten.expand.default, aten._unsafe_view.default)
@@ -41,15 +46,19 @@ def trace(function: Function, fixed: Sequence[Tensor], inputs: Sequence[Tensor])
     """Return ``function`` of tensors like ``inputs``, as its operations alone; ``fixed`` are its first arguments.
 
     The operations are the same on the same values, so that results are equal bit for bit. Views of ``fixed``, which
-    change in place only, are taken once. A function that decides by the value of a tensor, or cannot be traced for
-    another reason, is run as it is.
+    change in place only, and constants are taken once. A function that decides by the value of a tensor, or cannot be
+    traced for another reason, is run as it is.
     """
     try:
         module = make_fx(function, tracing_mode="fake")(*fixed, *inputs)  # on shapes alone, changes no tensor
     except NOT_TRACEABLE:
         return partial(function, *fixed)
-    _drop_identities(module.graph)
-    known = _take_views(module.graph, fixed)
+    graph = module.graph
+    _drop_identities(graph)
+    pure = not any(_is_mutable(node) for node in graph.nodes)
+    known = _take_known(graph, fixed, pure)
+    if pure:
+        _overwrite_sums(graph)
     module.recompile()
     run = module.forward
 
@@ -60,24 +69,55 @@ def trace(function: Function, fixed: Sequence[Tensor], inputs: Sequence[Tensor])
     return traced
 
 
-def _take_views(graph: Graph, fixed: Sequence[Tensor]) -> list[Tensor]:
-    """Make the views of the first arguments ``fixed`` arguments themselves; return all that now come first."""
+def _feeds_one(node: Any, target: Any) -> bool:
+    """Whether ``node`` is that operation and has a single user."""
+    return isinstance(node, Node) and node.target is target and len(node.users) == 1
+
+
+def _is_mutable(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def _take_known(graph: Graph, fixed: Sequence[Tensor], constants: bool) -> list[Tensor]:
+    """Make views of the arguments ``fixed``, and ``constants``, arguments themselves; return all that come first."""
     first = [node for node in graph.nodes if node.op == "placeholder"][len(fixed) :]
     known: dict[Node, Tensor] = dict(zip(graph.nodes, fixed, strict=False))
+    constant: set[Node] = set()
     for node in list(graph.nodes):
         sources = node.all_input_nodes
-        if node.op == "call_function" and node.target in VIEWS and all(source in known for source in sources):
-            view = node.target(known[sources[0]], *node.args[1:])
-            with graph.inserting_before(first[0] if first else node):
-                argument = graph.placeholder(f"view{len(known)}")
-            node.replace_all_uses_with(argument)
-            graph.erase_node(node)
-            known[argument] = view
+        is_fill = constants and node.target in FILLS
+        is_constant = is_fill or (bool(sources) and constant.issuperset(sources))
+        is_view = node.target in VIEWS and all(source in known for source in sources)
+        if node.op != "call_function" or not (is_constant or is_view):
+            continue
+        values = {s: known[s] if s in known else _like(s.meta["val"]) for s in sources}
+        args, kwargs = (map_arg(given, values.__getitem__) for given in (node.args, node.kwargs))
+        with graph.inserting_before(first[0] if first else node):
+            argument = graph.placeholder(f"known{len(known)}")
+        argument.meta = node.meta
+        node.replace_all_uses_with(argument)
+        graph.erase_node(node)
+        known[argument] = node.target(*args, **kwargs)
+        if is_constant:
+            constant.add(argument)
     unused = [node for node in known if not node.users]
     for node in unused:
         graph.erase_node(node)
         del known[node]
     return list(known.values())
+
+
+def _like(fake: Tensor) -> Tensor:
+    return torch.empty(fake.shape, dtype=fake.dtype, device=fake.device)
+
+
+def _overwrite_sums(graph: Graph) -> None:
+    """Let ReLU write over a sum or product that nothing else reads."""
+    for node in graph.nodes:
+        source = node.args[0] if node.args else None
+        if node.target is aten.relu.default and any(_feeds_one(source, target) for target in SUMS):
+            node.target = aten.relu_.default
 
 
 def _drop_identities(graph: Graph) -> None:

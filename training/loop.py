@@ -12,6 +12,7 @@ import torch
 
 from agents import make_agent, make_replay, pick_device
 from agents.learner import Agents, Learner, make_learner
+from agents.numerics import Numerics
 from common import checkpoint
 from common.memory import keep_freed_memory
 from common.seeding import stream_seed
@@ -78,7 +79,7 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
                 trainer.start()
         except EvaluationStopped:  # none has begun
             return trainers
-        agents = Agents(single)
+        agents = Agents(single, Numerics(config.precision, config.compile))
         learner = make_learner(agents, replay, [trainer.minibatches for trainer in trainers], config)
         worker = cleanup.enter_context(ThreadPoolExecutor(1)) if config.act_lag else None
         profiler = None

@@ -25,7 +25,7 @@ class Case:
         self.algo = algo
         self.agents = [self._agent(seed, device, numerics, act_capture) for seed in range(count)]
         self.replay = self._replay(device, count)
-        self.stack = Agents(self.agents)
+        self.stack = Agents(self.agents, numerics)
         generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
         parts = (self.stack, self.replay, generators, BATCH, numerics)
         self.learner = Learner(*parts) if capture is None else GraphLearner(*parts, capture)
