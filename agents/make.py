@@ -97,22 +97,31 @@ def make_replay(
         ConfigError: ``replay_capacity`` or ``n_step`` does not fit the number of environments, or the buffer does not
             fit into the memory that is available.
     """
-    # One row more than the run fills, so that a total_steps that is no multiple of num_envs still fits.
-    num_envs = config.env.num_envs
-    capacity = min(config.replay.replay_capacity, config.total_steps + num_envs)
+    num_envs, obs_shape = config.env.num_envs, observation_space.shape
     lookahead = (gamma, config.replay.n_step, device, num_runs)
-    obs_shape = observation_space.shape
     try:
+        capacity = _capacity(config)
+        _announce(replay_bytes(config, observation_space, action_space, num_runs), num_runs, capacity, device)
         if len(obs_shape) == 3:
-            frames = (capacity, num_envs, obs_shape, int(action_space.n))
-            _announce(FrameReplay.bytes_needed(*frames, num_runs), num_runs, capacity, device)
-            return FrameReplay(*frames, *lookahead)
+            return FrameReplay(capacity, num_envs, obs_shape, int(action_space.n), *lookahead)
         discrete = isinstance(action_space, spaces.Discrete)
-        flat = (capacity, num_envs, obs_shape, action_space.shape, discrete)
-        _announce(ReplayBuffer.bytes_needed(*flat, num_runs), num_runs, capacity, device)
-        return ReplayBuffer(*flat, *lookahead)
+        return ReplayBuffer(capacity, num_envs, obs_shape, action_space.shape, discrete, *lookahead)
     except ValueError as error:
         raise ConfigError(f"replay: {error}") from error
+
+
+def replay_bytes(config: Config, observation_space: spaces.Box, action_space: Any, num_runs: int = 1) -> int:
+    """Return the bytes that the buffer of ``make_replay`` takes when it is full."""
+    capacity, num_envs, obs_shape = _capacity(config), config.env.num_envs, observation_space.shape
+    if len(obs_shape) == 3:
+        return FrameReplay.bytes_needed(capacity, num_envs, obs_shape, int(action_space.n), num_runs)
+    discrete = isinstance(action_space, spaces.Discrete)
+    return ReplayBuffer.bytes_needed(capacity, num_envs, obs_shape, action_space.shape, discrete, num_runs)
+
+
+def _capacity(config: Config) -> int:
+    """Return the transitions reserved: one row more than the run fills, as total_steps need not divide by num_envs."""
+    return min(config.replay.replay_capacity, config.total_steps + config.env.num_envs)
 
 
 def _announce(needed: int, num_runs: int, capacity: int, device: torch.device) -> None:

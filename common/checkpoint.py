@@ -18,7 +18,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +136,11 @@ def _repair(folder: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def prune(folder: Path, kind: str, keep: int) -> None:
-    """Delete all checkpoints of ``kind`` but the ``keep`` newest, at least one."""
+def prune(folder: Path, kind: str, keep: int, for_good: Collection[int] = ()) -> None:
+    """Delete all checkpoints of ``kind`` but the ``keep`` newest, at least one, and those of the steps ``for_good``."""
     for old in find(folder, kind)[: -max(keep, 1)]:
-        _delete(old)
+        if step_of(old) not in for_good:
+            _delete(old)
 
 
 def discard_after(folder: Path, kind: str, env_step: int) -> None:

@@ -26,6 +26,11 @@ class LinearSchedule:
         return self.start + fraction * (self.end - self.start)
 
 
+def first_reached(step: int, num_envs: int) -> int:
+    """Return the first env step from ``step`` on at which ``num_envs`` environments can stand."""
+    return -(-step // num_envs) * num_envs
+
+
 class Every:
     """Due once whenever the step count reaches or passes a multiple of ``period``; 0 means never.
 

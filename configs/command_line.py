@@ -116,7 +116,10 @@ def _selector_parser(add_help: bool, **kwargs: Any) -> _Parser:
         "--branch-from they share one beginning",
     )
     parser.add_argument(
-        "--run-dir", metavar="DIR", help="run folder (default: runs/<algo>-<env>-<reset>-<preset>-seed<seed>)"
+        "--run-dir",
+        metavar="DIR",
+        help="run folder (default: runs/<algo>-<env>-<reset>-<preset>-seed<seed>); with several runs a folder in "
+        "which theirs lie, or one with {seed} in its name for each seed",
     )
     parser.add_argument(
         "--show-config",

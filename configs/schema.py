@@ -242,6 +242,12 @@ class CheckpointConfig:
         50_000, "period; the end and Ctrl-C always save; 0: only those", "env steps", minimum=0
     )
     keep: int = option(1, "newest checkpoints kept, beside the best agent", minimum=1)
+    at: tuple[int, ...] = option(
+        (),
+        "further checkpoints, which are kept for good: other runs branch from them",
+        "env steps",
+        minimum=1,
+    )
 
 
 @dataclass(frozen=True)
@@ -258,7 +264,7 @@ class Config:
     branch_from: str | None = option(
         None,
         "start from a checkpoint of another run (its folder, or the run's for the newest) instead of from nothing, "
-        "so that several resets share one beginning",
+        "so that several resets share one beginning; {seed} in it stands for the run's seed",
     )
     device: str = option("auto", "where networks and replay live", choices=("auto", "cpu", "cuda"))
     num_threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's own choice", minimum=0, maximum=1024)

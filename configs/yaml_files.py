@@ -76,6 +76,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file cannot be read, is no YAML mapping, or gives an option twice.
     """
+    return flatten(read_nested(path), path)
+
+
+def read_nested(path: Path) -> dict[str, Any]:
+    """Return what stands in the file as it is nested there.
+
+    Raises:
+        ConfigError: the file cannot be read, or is no YAML mapping.
+    """
     try:
         loader = _StrictLoader(path.read_text(encoding="utf-8"))
         loader.name = str(path)  # for the marks in messages
@@ -95,18 +104,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of options, got {type(content).__name__}")
+    return content
+
+
+def flatten(mapping: Mapping[str, Any], where: object) -> dict[str, Any]:
+    """Return nested options by dotted path; ConfigError, beginning with ``where``, if one is given twice."""
     flat: dict[str, Any] = {}
-    _flatten(content, "", flat, path)
+    _flatten(mapping, "", flat, where)
     return flat
 
 
-def _flatten(mapping: Mapping[str, Any], prefix: str, flat: dict[str, Any], file: Path) -> None:
+def _flatten(mapping: Mapping[str, Any], prefix: str, flat: dict[str, Any], where: object) -> None:
     for key, value in mapping.items():
         path = f"{prefix}{key}"
         if isinstance(value, dict) and value:
-            _flatten(value, f"{path}.", flat, file)
+            _flatten(value, f"{path}.", flat, where)
         elif path in flat:
-            raise ConfigError(f"{file}: option {path!r} stands there twice")
+            raise ConfigError(f"{where}: option {path!r} stands there twice")
         else:
             flat[path] = value
 

@@ -110,6 +110,8 @@ class Due:
         self._reset_at = At(config.reset.at if has_reset_points else ())
         self._evaluation = Every(config.eval.every)
         self._checkpoint = Every(config.checkpoint.every)
+        self._checkpoint_at = At(config.checkpoint.at)
+        self._checkpoint_asked = 0  # env step
         self.look_ahead()
 
     def look_ahead(self) -> None:
@@ -119,9 +121,13 @@ class Due:
     @property
     def left_over(self) -> bool:
         """Whether something that is due at this step has been put off."""
-        step = self._clock.env_step
-        unasked = self._trigger_reason is not None or any(each.next_step <= step for each in self._schedules)
-        return unasked or (self._clock.finished and self._evaluated_at != step)
+        step, finished = self._clock.env_step, self._clock.finished
+        # A reset at the very end waits for the run to be made longer.
+        waiting = () if finished else (self._reset_every, self._reset_at)
+        schedules = (self._log, self._metrics, *waiting, self._evaluation, *self._checkpoints)
+        unasked = any(each.next_step <= step for each in schedules)
+        triggered = self._trigger_reason is not None and not finished
+        return unasked or triggered or (finished and self._evaluated_at != step)
 
     @property
     def resets_possible(self) -> bool:
@@ -158,12 +164,13 @@ class Due:
     def reset(self) -> str | None:
         """Return why the networks are to be reset now (``every``, ``at`` or the trigger's words), or None."""
         step = self._clock.env_step
+        if self._clock.finished:  # nothing could be learned from it, unless the run is made longer
+            return None
         # Each must be asked, or what two of them share would leave one due again at the next step.
         every, at = self._reset_every.due(step), self._reset_at.due(step)
         triggered, self._trigger_reason = self._trigger_reason, None
-        # Before the first update there is nothing to reset; at the very end nothing could be learned from it.
-        possible = self._clock.has_learned and not self._clock.finished
-        if not possible or step < self._options.warmup:
+        # Before the first update there is nothing to reset.
+        if not self._clock.has_learned or step < self._options.warmup:
             return None
         return "every" if every else "at" if at else triggered
 
@@ -174,7 +181,9 @@ class Due:
 
     def checkpoint(self) -> bool:
         """Whether to save."""
-        return self._checkpoint.due(self._clock.env_step)
+        step = self._checkpoint_asked = self._clock.env_step
+        every, at = self._checkpoint.due(step), self._checkpoint_at.due(step)
+        return every or at
 
     def note_evaluation(self) -> None:
         """Take note that this step is evaluated."""
@@ -188,27 +197,28 @@ class Due:
     def begin_branch(self) -> None:
         """Set the schedules of a run that starts at another's checkpoint; its reset points include that very step."""
         step = self._clock.env_step
-        for schedule in (self._log, self._metrics, self._evaluation, self._checkpoint):
+        for schedule in (self._log, self._metrics, self._evaluation, *self._checkpoints):
             schedule.due(step)
         for reset in (self._reset_every, self._reset_at):
             reset.due(step - self._transitions)
+        self._checkpoint_asked = step
         self.look_ahead()
 
     @property
+    def _checkpoints(self) -> tuple[Every, At]:
+        return self._checkpoint, self._checkpoint_at
+
+    @property
     def _schedules(self) -> list[Every | At]:
-        return [
-            self._log,
-            self._metrics,
-            self._reset_every,
-            self._reset_at,
-            self._evaluation,
-            self._checkpoint,
-        ]
+        resets = (self._reset_every, self._reset_at)
+        return [self._log, self._metrics, *resets, self._evaluation, *self._checkpoints]
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "num_resets": self.num_resets,
-            "schedules": [schedule.state_dict() for schedule in self._schedules],
+            # Which steps checkpoint.at names may change, so that a number of them would say nothing.
+            "schedules": [schedule.state_dict() for schedule in self._schedules[:-1]],
+            "checkpoint_asked": self._checkpoint_asked,
             "trigger": self._trigger.state_dict(),
             "trigger_reason": self._trigger_reason,
             "evaluated_at": self._evaluated_at,
@@ -216,8 +226,11 @@ class Due:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.num_resets = int(state["num_resets"])
-        for schedule, saved in zip(self._schedules, state["schedules"], strict=True):
+        for schedule, saved in zip(self._schedules[:-1], state["schedules"], strict=True):
             schedule.load_state_dict(saved)
+        self._checkpoint_asked = int(state.get("checkpoint_asked", self._clock.env_step))
+        self._checkpoint_at = At(self._checkpoint_at.steps)
+        self._checkpoint_at.due(self._checkpoint_asked)
         self._trigger.load_state_dict(state["trigger"])
         # Runs saved before these were part of the state had put nothing off.
         self._trigger_reason = state.get("trigger_reason")

@@ -15,8 +15,9 @@ from common import checkpoint
 from common.files import UNSUPPORTED, replace_bytes, warn_once
 from configs import loader
 from configs.errors import ConfigError
-from configs.schema import Config
+from configs.schema import Config, DQNConfig
 
+SEED = "{seed}"  # in --run-dir and branch_from
 # What a run writes as it goes on.
 HISTORY = ("scalars.csv", "evaluations.csv", "resets.jsonl")
 # What an interrupted beginning may leave.
@@ -30,6 +31,8 @@ RESUMABLE_WITH_OTHER = (
     "cuda_graphs",
     "compile",
     "env.atari.num_threads",
+    "checkpoint.keep",
+    "checkpoint.at",
 )
 # What a branch may do otherwise than the run it starts from: when and how to reset, and what is only watched.
 BRANCH_WITH_OTHER = (
@@ -54,6 +57,8 @@ def open_runs(
     """
     for config, run_dir in zip(configs, run_dirs, strict=True):
         cleanup.enter_context(contextlib.closing(claim_run_dir(run_dir, config)))
+    for config, run_dir in zip(configs, run_dirs, strict=True):
+        _make_longer(run_dir, config)
     sources, begins = starting_points(run_dirs, configs)
     if begins:
         session = secrets.token_hex(8)
@@ -125,7 +130,7 @@ def _branch_source(config: Config) -> Path | None:
             f"branch_from {given}: no checkpoint; give a run folder, or one of its checkpoints/step_<env step>"
         )
     saved_config = loader.read_config(source.resolve().parents[1] / "config.yaml")
-    if other := _differences(saved_config, config, BRANCH_WITH_OTHER):
+    if other := differences(saved_config, config, BRANCH_WITH_OTHER):
         raise ConfigError(
             f"branch_from {given}: a branch may differ in reset, eval, log, checkpoint and total_steps alone, "
             f"but that run has {other}"
@@ -137,7 +142,7 @@ def _branch_source(config: Config) -> Path | None:
     return source
 
 
-def _differences(saved: Config, asked: Config, ignored: Collection[str]) -> str:
+def differences(saved: Config, asked: Config, ignored: Collection[str]) -> str:
     """Return the options in which two configurations differ, as words; ``ignored`` names options or sections."""
     old, new = loader.flatten_config(saved), loader.flatten_config(asked)
     other = [
@@ -153,11 +158,16 @@ class Claim:
 
     It is a lock on the folder itself, not on a file in it that someone might delete.
 
+    Args:
+        run_dir: made if missing.
+        doing: what the one who has it is doing there, for the message to others.
+
     Raises:
         ConfigError: another process has it, or the folder cannot be made.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, doing: str = "training") -> None:
+        self._doing = doing
         while True:
             try:
                 run_dir.mkdir(parents=True, exist_ok=True)
@@ -185,7 +195,7 @@ class Claim:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConfigError(f"another process is training in {run_dir}") from error
+            raise ConfigError(f"another process is {self._doing} in {run_dir}") from error
         except OSError as error:
             # NFS locks only what is open for writing, which a folder cannot be.
             if error.errno not in (*UNSUPPORTED, errno.EBADF):
@@ -197,8 +207,25 @@ class Claim:
         os.close(self._descriptor)
 
 
+def is_claimed(run_dir: Path) -> bool:
+    """Return whether another process trains in ``run_dir`` at this moment; changes nothing there."""
+    try:
+        descriptor = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def claim_run_dir(run_dir: Path, config: Config) -> Claim:
-    """Claim ``run_dir``, made if missing, for a run of this very configuration.
+    """Claim ``run_dir``, made if missing, for a run of this very configuration, or for a longer one.
 
     Raises:
         ConfigError: the folder holds another run or other files, or another process is training in it.
@@ -207,7 +234,9 @@ def claim_run_dir(run_dir: Path, config: Config) -> Claim:
     try:
         path = run_dir / "config.yaml"
         if path.exists():
-            if other := _differences(loader.read_config(path), config, RESUMABLE_WITH_OTHER):
+            saved = loader.read_config(path)
+            longer = ("total_steps",) if config.total_steps > saved.total_steps else ()
+            if other := differences(saved, config, (*RESUMABLE_WITH_OTHER, *longer)):
                 raise ConfigError(
                     f"run folder {run_dir} holds a run with {other}; choose another --run-dir, or delete it"
                 )
@@ -219,6 +248,28 @@ def claim_run_dir(run_dir: Path, config: Config) -> Claim:
         claim.close()
         raise
     return claim
+
+
+def _make_longer(run_dir: Path, config: Config) -> None:
+    """Give a claimed run that was shorter its new length, and say what of it depends on the length."""
+    path = run_dir / "config.yaml"
+    if not path.exists() or (saved := loader.read_config(path)).total_steps == config.total_steps:
+        return
+    try:
+        replace_bytes(path, loader.dump(dataclasses.replace(saved, total_steps=config.total_steps)).encode())
+    except OSError as error:
+        raise ConfigError(f"cannot write into run folder {run_dir}: {error.strerror}") from error
+    words = [f"{run_dir}: {config.total_steps:,} env steps instead of {saved.total_steps:,}"]
+    agent = config.agent
+    if isinstance(agent, DQNConfig) and agent.epsilon_fraction:
+        before, now = (round(agent.epsilon_fraction * each.total_steps) for each in (saved, config))
+        words.append(
+            f"agent.epsilon_fraction {agent.epsilon_fraction} counts in the length: epsilon falls over {now:,} env "
+            f"steps from here on, over {before:,} until now"
+        )
+    if config.act_lag:
+        words.append("with act_lag the updates after the old end come one action too early")
+    print("; ".join(words), flush=True)
 
 
 def begin_run(run_dir: Path, config: Config, session: str) -> None:
@@ -243,7 +294,7 @@ def begin_run(run_dir: Path, config: Config, session: str) -> None:
 def run_configs(variants: Sequence[Config]) -> list[Config]:
     """Return the configurations of all runs: each variant with its ``num_agents`` seeds seed, seed + 1, ...
 
-    Their ``num_agents`` is the number of runs in all.
+    Their ``num_agents`` is the number of runs in all; ``{seed}`` in their ``branch_from`` is their seed.
 
     Raises:
         ConfigError: two variants would share a folder, or differ in more than what one program can follow.
@@ -253,20 +304,29 @@ def run_configs(variants: Sequence[Config]) -> list[Config]:
     if len(set(names)) < len(names):
         raise ConfigError(f"--resets {' '.join(names)}: each name may stand there once")
     for variant in variants[1:]:
-        if other := _differences(first, variant, ("reset",)):
+        if other := differences(first, variant, ("reset",)):
             raise ConfigError(
                 f"--resets {' '.join(names)}: they must differ in reset options alone, but {first.reset.name} has "
                 f"{other.replace('asked for', variant.reset.name)}"
             )
-    return [
-        dataclasses.replace(variant, seed=variant.seed + index, num_agents=number)
-        for variant in variants
-        for index in range(variant.num_agents)
-    ]
+    configs = []
+    for variant in variants:
+        for seed in range(variant.seed, variant.seed + variant.num_agents):
+            source = variant.branch_from and variant.branch_from.replace(SEED, str(seed))
+            configs.append(dataclasses.replace(variant, seed=seed, num_agents=number, branch_from=source))
+    return configs
 
 
 def run_folders(configs: Sequence[Config], run_dir: Path | None) -> list[Path]:
-    """Return a folder for each run: ``run_dir`` itself for a single one, else a folder below it, or the defaults."""
+    """Return a folder for each run: the defaults, or those that ``run_dir`` names.
+
+    That is ``run_dir`` itself for a single run, else a folder below it; with ``{seed}`` in it, that of each seed.
+    """
     if run_dir is None:
         return [default_run_dir(config) for config in configs]
+    if SEED in str(run_dir):
+        folders = [Path(str(run_dir).replace(SEED, str(config.seed))) for config in configs]
+        if len(set(folders)) < len(folders):
+            raise ConfigError(f"--run-dir {run_dir}: several runs would share the folder {folders[0]}")
+        return folders
     return [run_dir] if len(configs) == 1 else [run_dir / default_run_dir(config).name for config in configs]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from agents import Agent, Batch, RunReplay
 from common import checkpoint
+from common.schedules import first_reached
 from common.seeding import stream_seed, torch_generator
 from configs.schema import Config
 from envs.vec import VecEnv
@@ -339,8 +340,10 @@ class Trainer:
         checkpoint.save(self.checkpoint_dir, "step", self.clock.env_step, parts)
 
     def prune(self) -> None:
-        """Delete the checkpoints beyond the number that is kept."""
-        checkpoint.prune(self.checkpoint_dir, "step", self.config.checkpoint.keep)
+        """Delete the checkpoints beyond the number that is kept, but those that are kept for good."""
+        options = self.config.checkpoint
+        for_good = {first_reached(step, self.config.env.num_envs) for step in options.at}
+        checkpoint.prune(self.checkpoint_dir, "step", options.keep, for_good)
 
     def check_finite(self) -> None:
         """Stop before broken weights are evaluated, reset or saved.

@@ -1,0 +1,108 @@
+"""Run an experiment: many runs of train.py, as one file describes them.
+
+python sweep.py experiments/demo.yaml
+python sweep.py experiments/figure_4a.yaml --dry-run
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+if __name__ == "__main__":  # Ctrl-C while modules are imported; the queue has a handler of its own
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from common.threads import let_idle_threads_sleep
+from configs.errors import ConfigError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="python sweep.py",
+        description="Run the experiment that FILE describes, into runs/<its name>/. Ctrl-C saves all runs and stops; "
+        "the same command goes on.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="experiment, see docs/experiments.md")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="programs at a time (default: one for each core that has memory)",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="start nothing; say how many runs there are, and what memory, disk and hours they will take here",
+    )
+    parser.add_argument(
+        "--only",
+        metavar="PATTERN",
+        help="runs whose name has this in it, or matches it (*, ?), and their parents",
+    )
+    parser.add_argument("--retry-failed", action="store_true", help="try runs again that have failed")
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="go on with a file that has changed since: make what is new, continue what is longer, set aside and make "
+        "anew what is otherwise",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder of the experiment (default: runs/<name>)"
+    )
+    parser.add_argument(
+        "--allow-import",
+        action="store_true",
+        help="let environments module:Id of FILE run the code of their module",
+    )
+    args = parser.parse_args(argv)
+    if args.workers is not None and args.workers < 1:
+        raise ConfigError(f"--workers must be at least 1, got {args.workers}")
+    return args
+
+
+def main(argv: list[str]) -> int:
+    """Run the command line; returns the exit code: 0 all is made, 1 some failed, 2 an error, 130 stopped."""
+    let_idle_threads_sleep()
+    try:
+        args = _parse(argv)
+        from sweeps.experiment import read_experiment, select
+
+        experiment = read_experiment(args.file)
+        runs = select(experiment.runs, args.only) if args.only else list(experiment.runs)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    # PyTorch is imported from here on, so that --help and a misspelt key are answered at once.
+    from sweeps.session import Session
+    from training.failures import one_line
+
+    try:
+        session = Session(experiment, runs, args.output, args.workers, args.allow_import)
+        if args.dry_run:
+            return session.estimate()
+        return session.run(retry_failed=args.retry_failed, accept_changes=args.accept_changes)
+    except Exception as error:
+        if (line := one_line(error)) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    try:
+        exit_code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output is gone; Python would complain once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        exit_code = 1
+    sys.exit(exit_code)

@@ -1,0 +1,1 @@
+"""Experiments as files: planned, run by processes, resumed, watched, estimated."""
