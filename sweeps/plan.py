@@ -100,7 +100,8 @@ def compare(folder: Path, plan: Mapping[str, Any], runs: Sequence[PlannedRun]) -
     if not begun:
         return Changes()
     now = {run.name: run for run in runs}
-    changed, longer = {}, {}
+    changed: dict[str, str] = {}
+    longer: dict[str, str] = {}
     for name in sorted(begun & now.keys()):
         if tuple(before[name]["flags"]) == now[name].flags:
             continue

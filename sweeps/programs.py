@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +25,19 @@ class Program:
             return self.runs[0].name
         return f"{self.runs[0].cell}/seeds{self.runs[0].seed}-{self.runs[-1].seed}".removeprefix("/")
 
-    def argv(self, folder: Path, parents: Mapping[str, PlannedRun]) -> list[str]:
-        """Return the words behind ``train.py``; ``folder`` is the experiment's."""
+    def argv(self, folder: Path, parents: Mapping[str, PlannedRun] | None) -> list[str]:
+        """Return the words behind ``train.py``.
+
+        Args:
+            folder: of the experiment.
+            parents: all runs by name; None: branches begin from nothing.
+        """
         first = self.runs[0]
         words = list(first.flags)
         if len(self.runs) > 1:
             words += ["--num-agents", str(len(self.runs))]
         words += ["--run-dir", self._of_seeds(folder, first)]
-        if first.parent and first.branch_step is not None:
+        if parents and first.parent and first.branch_step is not None:
             below = Path(self._of_seeds(Path(), parents[first.parent])) / checkpoint_name(first.branch_step)
             words += ["--branch-from", str(_branch_home(folder, first, below) / below)]
         return words
@@ -59,6 +64,12 @@ class Program:
 def checkpoint_name(env_step: int) -> Path:
     """Return a checkpoint's place below its run's folder."""
     return Path("checkpoints") / f"step_{env_step:012d}"
+
+
+def kind_of(program: Program) -> Hashable:
+    """Return what decides a program's speed: programs of one kind are about as fast."""
+    config, replay = program.runs[0].config, program.runs[0].config.replay
+    return config.algo, config.env, config.agent, replay.batch_size, replay.replay_ratio, len(program.runs)
 
 
 def make_programs(

@@ -14,7 +14,7 @@ from typing import Protocol
 from sweeps.checks import Demand
 from sweeps.experiment import PlannedRun
 from sweeps.processes import Process
-from sweeps.programs import Program, checkpoint_name, make_programs
+from sweeps.programs import Program, make_programs
 from sweeps.state import Journal, saved_steps
 
 POLL_SECONDS = 0.2
@@ -116,7 +116,7 @@ class Queue:
     @property
     def stuck(self) -> bool:
         """Whether what waits can never start, since what it branches from is not made."""
-        return not self.running and bool(self.waiting) and not any(self._may_start(p) for p in self.waiting)
+        return not self.running and bool(self.waiting) and not any(map(self._is_ready, self.waiting))
 
     @property
     def blocked(self) -> dict[str, str]:
@@ -125,7 +125,7 @@ class Queue:
         blocked: dict[str, str] = {}
         for program in self.waiting:
             for run in program.runs:
-                if run.parent and not program.is_ready(self.folder, self._everything):
+                if run.parent and not self._is_ready(program):
                     parent = run.parent
                     if parent in lost or parent in self.finished or parent in blocked:
                         blocked[run.name] = parent
@@ -137,7 +137,7 @@ class Queue:
         for program in list(self.waiting):
             if len(self.running) >= self.limits.workers:
                 return
-            if not program.is_ready(self.folder, self._everything) or not self._has_memory_for(program):
+            if not self._is_ready(program) or not self._has_memory_for(program):
                 continue
             if program.is_busy(self.folder):
                 if program not in self._told_busy:
@@ -146,7 +146,7 @@ class Queue:
                 continue
             self._start(program)
 
-    def _may_start(self, program: Program) -> bool:
+    def _is_ready(self, program: Program) -> bool:
         return program.is_ready(self.folder, self._everything)
 
     def _has_memory_for(self, program: Program) -> bool:
@@ -158,7 +158,11 @@ class Queue:
 
     def bytes_of(self, program: Program) -> int:
         """Return the memory that a program takes when its replay buffers are full."""
-        return PROCESS_BYTES + sum(self._demands[run.name].replay_bytes for run in program.runs)
+        return PROCESS_BYTES + sum(self.replay_bytes_of(run) for run in program.runs)
+
+    def replay_bytes_of(self, run: PlannedRun) -> int:
+        """Return the size of a run's replay buffer when it is full, in memory and in a checkpoint."""
+        return self._demands[run.name].replay_bytes
 
     def _start(self, program: Program) -> None:
         self.waiting.remove(program)
@@ -233,9 +237,3 @@ class Queue:
         elif number == signal.SIGINT:
             for process in self.running.values():
                 process.kill()
-
-    def branch_point_of(self, run: PlannedRun) -> Path | None:
-        """Return the checkpoint at which a run begins, below the experiment's folder."""
-        if run.parent is None or run.branch_step is None:
-            return None
-        return Path(self._everything[run.parent].folder) / checkpoint_name(run.branch_step)

@@ -74,7 +74,7 @@ class Session:
         """Say what the runs will take; returns the exit code."""
         from sweeps.estimate import estimate
 
-        for line in estimate(self._queue(Journal(self.folder), Watch()), self.demands):
+        for line in estimate(self._queue(Journal(self.folder), Watch())):
             print(line)
         return 0
 

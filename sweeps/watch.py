@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from sweeps.programs import Program, kind_of
 from sweeps.progress import RunProgress
 
 if TYPE_CHECKING:
     from sweeps.experiment import PlannedRun
-    from sweeps.programs import Program
     from sweeps.queue import Queue
 
 SHOW_SECONDS = 1.0
@@ -59,7 +58,7 @@ class Watch:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
         self._progress: dict[str, RunProgress] = {}
-        self._speeds: dict[tuple[str, str, int], float] = {}  # by kind of program
+        self._speeds: dict[Hashable, float] = {}  # by kind of program
         self._shown = 0.0
         self._said = time.monotonic()
         self._live: Live | None = None
@@ -103,7 +102,11 @@ class Watch:
         words = [f"{len(queue.finished)} of {len(queue.runs)} runs finished", f"{at_work} training"]
         words += [f"{failed} failed"] if failed else []
         words += [f"left {duration(self.seconds_left(queue))}"] if at_work and not queue.stopping else []
-        words += ["stopping, runs are being saved (Ctrl-C again: at once, without)"] if queue.stopping and at_work else []
+        words += (
+            ["stopping, runs are being saved (Ctrl-C again: at once, without)"]
+            if queue.stopping and at_work
+            else []
+        )
         return ", ".join(words)
 
     def seconds_left(self, queue: Queue) -> float | None:
@@ -114,7 +117,7 @@ class Watch:
         each = []
         for program in (*queue.running, *queue.waiting):
             steps = [run.last_step - self._step_of(run) for run in program.runs]
-            each.append(max(steps) / self._speeds.get(_kind(program), usual))
+            each.append(max(steps) / self._speeds.get(kind_of(program), usual))
         return max(max(each, default=0.0), sum(each) / queue.limits.workers)
 
     def rows(self, queue: Queue) -> list[Row]:
@@ -169,16 +172,11 @@ class Watch:
             progress = self._progress[run.name]
             progress.update()
             if progress.speed:
-                self._speeds[_kind(program)] = progress.speed
+                self._speeds[kind_of(program)] = progress.speed
 
     def _step_of(self, run: PlannedRun) -> int:
         seen = self._progress.get(run.name)
         return max(seen.env_step if seen else 0, run.branch_step or 0)
-
-
-def _kind(program: Program) -> tuple[str, str, int]:
-    config = program.runs[0].config
-    return config.algo, config.env.id, len(program.runs)
 
 
 def duration(seconds: float | None) -> str:
@@ -196,8 +194,3 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.1f}"
-
-
-def is_terminal() -> bool:
-    """Return whether the output goes to a person's screen."""
-    return sys.stdout.isatty()
