@@ -10,8 +10,8 @@ from sweeps.experiment import read_experiment
 
 BASE = (
     "base: {algo: dqn, env: CartPole-v1, preset: quick, total_steps: 200, replay.learning_starts: 60, "
-    "replay.batch_size: 16, eval.every: 100, eval.episodes: 1, log.every: 30, log.metrics_every: 0, "
-    "log.probe_size: 32, agent.hidden_widths: [16], checkpoint.every: 50, num_threads: 1}\n"
+    "replay.batch_size: 16, replay.replay_ratio: 0.2, eval.every: 100, eval.episodes: 1, log.every: 30, "
+    "log.metrics_every: 0, log.probe_size: 32, agent.hidden_widths: [16], checkpoint.every: 100, num_threads: 1}\n"
 )
 GRID = "grid: {reset: [none, full], seed: {count: 2}}\n"
 

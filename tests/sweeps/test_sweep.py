@@ -51,11 +51,11 @@ def test_seeds_of_a_cell_are_one_program_where_that_is_faster(tmp_path, started)
 
 
 def test_stopped_and_started_again_equals_never_stopped(tmp_path, started):
-    text = BASE + GRID + SINGLY
+    text = BASE + "grid: {reset: [full], reset.every: [90], seed: {count: 2}}\n" + SINGLY
     assert sweep_here(tmp_path / "straight", text) == 0
     with interrupted_at(120):  # every run that gets there
         assert sweep_here(tmp_path / "stopped", text) == 130
-    assert steps(tmp_path / "stopped/out/reset=full/seed1") == [120]
+    assert steps(tmp_path / "stopped/out/reset=full,reset.every=90/seed1") == [120]
     assert sweep_here(tmp_path / "stopped", text) == 0
     for run in plan(tmp_path, text).runs:
         one, other = (tmp_path / name / "out" / run.folder for name in ("straight", "stopped"))
