@@ -1,4 +1,5 @@
 # make train   train the main job (ALGO, ENV, RESET, PRESET and ARGS pass through), in its own .venv
+# make demo    run experiments/demo.yaml, minutes on 2 cores, and write its report
 # make test    run the quick test suite; `make test-slow` adds the learning tests
 # make check   lint, format check, types and quick tests
 # make bench   short runs of the benchmarks behind the figures in results/
@@ -12,10 +13,14 @@ ARGS   ?=
 
 BIN := .venv/bin
 
-.PHONY: train test test-slow check bench clean
+.PHONY: train demo test test-slow check bench clean
 
 train: .venv/installed
 	$(BIN)/python train.py --algo $(ALGO) --env $(ENV) --reset $(RESET) --preset $(PRESET) $(ARGS)
+
+demo: .venv/installed
+	$(BIN)/python sweep.py experiments/demo.yaml
+	$(BIN)/python report.py runs/demo
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
