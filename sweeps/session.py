@@ -66,6 +66,7 @@ class Session:
             )
             with watch.open():
                 queue.run()
+                watch.show(queue, at_once=True)
             return self._conclude(queue, watch)
         finally:
             claim.close()

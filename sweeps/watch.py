@@ -80,14 +80,17 @@ class Watch:
             moment = time.strftime("%H:%M:%S")
             self._console.print(f"{moment}  {line}", markup=False, highlight=False, soft_wrap=True)
 
-    def show(self, queue: Queue) -> None:
-        """Show where all runs stand, at most once a second."""
+    def show(self, queue: Queue, at_once: bool = False) -> None:
+        """Show where all runs stand, at most once a second unless ``at_once``."""
         now = time.monotonic()
-        if now - self._shown < SHOW_SECONDS:
+        if now - self._shown < SHOW_SECONDS and not at_once:
             return
         self._shown = now
         for program in queue.running:
             self._look_at(program, queue)
+        if at_once:
+            for seen in self._progress.values():
+                seen.update()
         if self._live is not None:
             with contextlib.suppress(OSError):
                 self._live.update(self._table(queue), refresh=True)
