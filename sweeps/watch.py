@@ -144,7 +144,7 @@ class Watch:
                 Row(
                     run.name,
                     state,
-                    seen.env_step if seen else None,
+                    run.last_step if state == "finished" else seen.env_step if seen else None,
                     run.last_step,
                     seen.speed if seen and at_work else None,
                     seen.mean_return if seen else None,
