@@ -69,7 +69,7 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
     with reading_run_file(path):
         plan = json.loads(path.read_text(encoding="utf-8"))
         for run in plan["runs"]:
-            run["name"], run["folder"], run["flags"]  # what is read of it
+            run["name"], run["folder"], run["flags"], run["parent"], run["branch_step"]  # what is read of it
         return dict(plan)
 
 
@@ -102,16 +102,26 @@ def compare(folder: Path, plan: Mapping[str, Any], runs: Sequence[PlannedRun]) -
     now = {run.name: run for run in runs}
     changed: dict[str, str] = {}
     longer: dict[str, str] = {}
-    for name in sorted(begun & now.keys()):
-        if tuple(before[name]["flags"]) == now[name].flags:
+    for name in (name for name in now if name in begun):  # parents before their branches
+        run, earlier = now[name], before[name]
+        if run.parent in changed:
+            changed[name] = f"{run.parent}, from which it branches, is made anew"
             continue
-        saved = _config_of(before[name]["flags"])
+        if (run.parent, run.branch_step) != (earlier["parent"], earlier["branch_step"]):
+            changed[name] = (
+                f"it branched from {earlier['parent']} at {earlier['branch_step']} (asked for: {run.parent} at "
+                f"{run.branch_step})"
+            )
+            continue
+        if tuple(earlier["flags"]) == run.flags:
+            continue
+        saved = _config_of(earlier["flags"])
         ignored = ("checkpoint.keep", "checkpoint.at", *RESUMABLE_WITH_OTHER)
         if saved is None:
             changed[name] = "its earlier flags are no longer valid"
-        elif words := differences(saved, now[name].config, ignored):
-            only_longer = saved.total_steps < now[name].config.total_steps and not differences(
-                saved, now[name].config, (*ignored, "total_steps")
+        elif words := differences(saved, run.config, ignored):
+            only_longer = saved.total_steps < run.config.total_steps and not differences(
+                saved, run.config, (*ignored, "total_steps")
             )
             (longer if only_longer else changed)[name] = words
     return Changes(

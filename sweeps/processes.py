@@ -28,6 +28,7 @@ class Process:
 
     def __init__(self, argv: Sequence[str], log: Path, threads: int) -> None:
         self.log = log
+        self._asked_to_stop = False
         command = [sys.executable, str(TRAIN), *argv]
         try:
             with log.open("ab") as file:
@@ -55,8 +56,9 @@ class Process:
         return self._child.poll()
 
     def stop(self) -> None:
-        """Ask it to save and end."""
-        if self.poll() is None:
+        """Ask it, once, to save and end."""
+        if not self._asked_to_stop and self.poll() is None:
+            self._asked_to_stop = True
             self._child.terminate()
 
     def kill(self) -> None:

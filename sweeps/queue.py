@@ -85,6 +85,7 @@ class Queue:
         self.running: dict[Program, Process] = {}
         self.stopped: set[str] = set()
         self._stop_requests = 0
+        self._at_once = False
         self._told_busy: set[Program] = set()
 
     def run(self) -> None:
@@ -105,6 +106,9 @@ class Queue:
         self._take_ended()
         if not self._stop_requests:
             self._start_what_fits()
+        # Not in the handler: a signal may come while a program is just being started.
+        for process in self.running.values() if self._stop_requests else ():
+            process.kill() if self._at_once else process.stop()
         self._watcher.show(self)
         return bool(self.running or (self.waiting and not self._stop_requests and not self.stuck))
 
@@ -229,11 +233,6 @@ class Queue:
                 signal.signal(number, handler)
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
-        """Ask all runs to save and stop; a second Ctrl-C ends them at once."""
+        """Let all runs save and stop; a second Ctrl-C ends them at once."""
+        self._at_once = self._stop_requests > 0 and number == signal.SIGINT
         self._stop_requests += 1
-        if self._stop_requests == 1:
-            for process in self.running.values():
-                process.stop()
-        elif number == signal.SIGINT:
-            for process in self.running.values():
-                process.kill()

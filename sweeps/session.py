@@ -75,9 +75,16 @@ class Session:
         """Say what the runs will take; returns the exit code."""
         from sweeps.estimate import estimate
 
+        if (known := plans.read_plan(self.folder)) is not None:
+            changes = plans.compare(self.folder, known, self.experiment.runs)
+            if changes:
+                print("\n".join([self._differs(), *changes.lines()]))
         for line in estimate(self._queue(Journal(self.folder), Watch())):
             print(line)
         return 0
+
+    def _differs(self) -> str:
+        return f"{self.experiment.file} differs from what has run in {self.folder}:"
 
     def _queue(self, journal: Journal, watch: Watch) -> Queue:
         everything = {run.name: run for run in self.experiment.runs}
@@ -99,8 +106,7 @@ class Session:
         if known is not None:
             changes = plans.compare(self.folder, known, self.experiment.runs)
             if changes:
-                said = f"{self.experiment.file} differs from what has run in {self.folder}:"
-                print("\n".join([said, *changes.lines()]), file=sys.stderr)
+                print("\n".join([self._differs(), *changes.lines()]), file=sys.stderr)
                 if not accept_changes:
                     raise ConfigError(
                         "nothing was started; --accept-changes goes on with the file as it is now, --output DIR begins "

@@ -152,6 +152,17 @@ def test_a_changed_file_is_compared_and_mixed_only_if_accepted(tmp_path, started
     assert sweep_here(tmp_path, other) == 0 and len(started) == 4
 
 
+def test_a_branch_changes_with_its_parent_and_with_where_it_leaves(tmp_path, started, capsys):
+    text = BASE + BRANCHES.replace("count: 2", "count: 1") + SINGLY
+    assert sweep_here(tmp_path, text) == 0
+    assert sweep_here(tmp_path, text.replace("{name: first,", "{name: first, base: {reset.warmup: 9},")) == 2
+    error = capsys.readouterr().err
+    assert "first/reset=none/seed0: reset.warmup 0 (asked for: 9)" in error
+    assert "then/reset=full/seed0: first/reset=none/seed0, from which it branches, is made anew" in error
+    assert sweep_here(tmp_path, text.replace("at: 110,", "at: 120,")) == 2
+    assert "it branched from first/reset=none/seed0 at 110" in capsys.readouterr().err
+
+
 def test_a_longer_experiment_continues_its_runs(tmp_path, started, capsys):
     text = BASE.replace("{algo", "{agent.epsilon_fraction: 0, algo") + "grid: {reset: [none], seed: [0]}\n"
     longer = text.replace("total_steps: 200", "total_steps: 300")
