@@ -1,0 +1,156 @@
+"""Panels: runs that may be compared with each other, by method, and the curves of a method over its seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from reports.collect import Curve, Run, Study
+from reports.statistics import mean_band
+
+# Factors that say what is to be learned rather than how.
+SETTINGS = ("env", "algo", "preset")
+MOST_POINTS = 200
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Runs that differ in the method and the seed alone.
+
+    Attributes:
+        label: what they share and other panels do not; empty where there is one panel.
+        env: id of their environment.
+        methods: runs by method, in the order in which the study has them, the baseline first.
+        baseline: the method that others are compared with by default.
+        reset_steps: env steps at which resets happened, where all runs that reset agree on them; else empty.
+        begins: env step from which the methods differ, above 0 for branches.
+    """
+
+    label: str
+    env: str
+    methods: Mapping[str, Sequence[Run]]
+    baseline: str
+    reset_steps: tuple[int, ...]
+    begins: int
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for runs in self.methods.values() for run in runs]
+
+    @property
+    def end(self) -> int:
+        """Env steps of its longest run."""
+        return max(run.total_steps for run in self.runs)
+
+
+class Band(NamedTuple):
+    """Mean over runs with its 95 % interval, and how many runs; arrays (points,)."""
+
+    x: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    runs: int
+
+
+def panels_of(study: Study) -> list[Panel]:
+    """Group the runs of a study.
+
+    The method is the factor ``reset``, without it ``arm``, without that the first one that says how rather than what is
+    learned; the experiment's hint ``compare`` names another. Runs that are only the beginning of others are no method
+    of their own.
+    """
+    parents = {run.parent for run in study.runs if run.parent}
+    runs = [run for run in study.runs if run.name not in parents] or list(study.runs)
+    compared = str(study.hints.get("compare") or compared_factor(runs))
+    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in runs:
+        setting = tuple((key, value) for key, value in run.factors.items() if key != compared)
+        groups.setdefault((("stage", run.stage), *setting), []).append(run)
+    varying = _varying(groups)
+    return [
+        _panel(_label(setting, varying), group, compared, str(study.hints.get("baseline") or "none"))
+        for setting, group in groups.items()
+    ]
+
+
+def compared_factor(runs: Sequence[Run]) -> str:
+    """Return the factor whose values are methods; empty where there is none."""
+    factors = list(dict.fromkeys(key for run in runs for key in run.factors))
+    varied = [key for key in factors if len({run.factors.get(key) for run in runs}) > 1]
+    how = [key for key in varied if key not in SETTINGS and not key.startswith("env.")]
+    return next((key for key in ("reset", "arm", *how) if key in varied), "")
+
+
+def _panel(label: str, runs: Sequence[Run], compared: str, wanted_baseline: str) -> Panel:
+    methods: dict[str, list[Run]] = {}
+    for run in runs:
+        method = run.factors.get(compared) or str(run.config.get("reset.name", "run"))
+        seeds = {other.seed for other in methods.setdefault(method, [])}
+        if run.seed not in seeds:
+            methods[method].append(run)
+    baseline = wanted_baseline if wanted_baseline in methods else next(iter(methods))
+    order = [baseline, *(method for method in methods if method != baseline)]
+    points = {tuple(record["env_step"] for record in run.resets) for run in runs if run.resets}
+    return Panel(
+        label=label,
+        env=str(runs[0].config.get("env.id", "")),
+        methods={method: sorted(methods[method], key=lambda run: run.seed) for method in order},
+        baseline=baseline,
+        reset_steps=points.pop() if len(points) == 1 else (),
+        begins=max(run.begins for run in runs),
+    )
+
+
+def _varying(groups: Iterable[tuple[tuple[str, str], ...]]) -> list[str]:
+    settings = [dict(group) for group in groups]
+    keys = dict.fromkeys(key for setting in settings for key in setting)
+    return [key for key in keys if len({setting.get(key) for setting in settings}) > 1]
+
+
+def _label(setting: Sequence[tuple[str, str]], varying: Sequence[str]) -> str:
+    short = {key: key.rpartition(".")[2].replace("_", " ") for key in varying}
+    words = []
+    for key, value in setting:
+        if key in varying and value:
+            plain = key in ("env", "arm", "stage") or key.endswith(".kind")
+            words.append(value if plain else f"{short[key]} {value}")
+    return ", ".join(words)
+
+
+def band(curves: Sequence[Curve]) -> Band:
+    """Return the mean of curves over a common x axis with its interval.
+
+    Where all curves have the same points these are kept, both of a reset's two among them; else, and where there are
+    more than ``MOST_POINTS``, curves are interpolated on a grid over the span that all of them have.
+    """
+    curves = [curve for curve in curves if len(curve.steps)]
+    if not curves:
+        empty = np.empty(0)
+        return Band(empty, empty, empty, empty, 0)
+    first = curves[0].steps
+    same = all(len(c.steps) == len(first) and (c.steps == first).all() for c in curves)
+    if same and len(first) <= MOST_POINTS:
+        x, values = first, np.stack([curve.values for curve in curves])
+    else:
+        start, end = max(c.steps[0] for c in curves), min(c.steps[-1] for c in curves)
+        shared = np.unique(np.concatenate([c.steps for c in curves]))
+        shared = shared[(shared >= start) & (shared <= end)]
+        x = shared if len(shared) <= MOST_POINTS else np.linspace(start, end, MOST_POINTS)
+        values = np.stack([np.interp(x, *curve) for curve in curves]) if end >= start else np.empty((1, 0))
+        x = x[: values.shape[1]]
+    return Band(x, *mean_band(values), len(curves))
+
+
+def task_band(runs: Sequence[Run], column: str) -> Band:
+    """Return the mean over runs of a column of ``tasks.csv`` by task number, with its interval."""
+    rows = [run.tasks[column] for run in runs if column in run.tasks]
+    if not rows:
+        return band([])
+    values = np.full((len(rows), max(map(len, rows))), np.nan)
+    for row, filled in zip(rows, values, strict=True):
+        filled[: len(row)] = row
+    return Band(np.arange(1.0, values.shape[1] + 1), *mean_band(values), len(rows))
