@@ -26,8 +26,10 @@ _LAYOUT: dict[str, Any] = {
     "hovermode": "x unified",
     "template": "none",
     "font": {"size": 12},
+    "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "rgba(128,128,128,0.6)"},
 }
 _AXIS: dict[str, Any] = {"gridcolor": "rgba(128,128,128,0.22)", "zeroline": False, "automargin": True}
+_SPIKE = {"spikecolor": "rgba(128,128,128,0.8)", "spikethickness": 1, "spikedash": "solid"}
 SMALLEST = 1e-12  # drawn on logarithmic axes in place of anything smaller
 
 
@@ -40,7 +42,7 @@ def curves_figure(panel: Panel, look: Look, key: str, words: str) -> go.Figure |
         key: ``evaluation``, ``training`` or a plasticity metric.
         words: label of the y axis.
     """
-    figure = _figure(panel.label or panel.env, "env steps", words)
+    figure = _figure(_title(panel, words), "env steps", words)
     for method, runs in panel.methods.items():
         _add_band(figure, band([_curve(run, key) for run in runs]), method, look[method])
     for step in panel.reset_steps:
@@ -55,7 +57,7 @@ def _curve(run: Run, key: str) -> Any:
 
 def tasks_figure(panel: Panel, look: Look, column: str, words: str) -> go.Figure | None:
     """Return a column of ``tasks.csv`` by task number; None where no run has it."""
-    figure = _figure(panel.label or panel.env, "task", words)
+    figure = _figure(_title(panel, words), "task", words)
     for method, runs in panel.methods.items():
         _add_band(figure, task_band(runs, column), method, look[method])
     return figure if figure.data else None
@@ -64,7 +66,7 @@ def tasks_figure(panel: Panel, look: Look, column: str, words: str) -> go.Figure
 def summary_figure(rows: Sequence[Summary], look: Look) -> go.Figure:
     """Return each method's mean with its interval, and its single runs as points."""
     panel, outcome = rows[0].panel, rows[0].outcome
-    figure = _figure(panel.label or panel.env, outcome.name, "")
+    figure = _figure(_title(panel, "mean of each method, its runs as ticks"), outcome.name, "")
     for row in rows:
         colour, scores = look[row.method].colour, outcome.scores(row.method)
         seeds = sorted(outcome.values[row.method])
@@ -73,7 +75,7 @@ def summary_figure(rows: Sequence[Summary], look: Look) -> go.Figure:
             x=scores,
             y=[row.method] * len(scores),
             mode="markers",
-            marker={"color": colour, "size": 6, "opacity": 0.45},
+            marker={"color": colour, "size": 16, "symbol": "line-ns-open", "line": {"width": 1.5}},
             customdata=seeds,
             hovertemplate="seed %{customdata}: %{x:.5~g}<extra></extra>",
             legendgroup=row.method,
@@ -114,7 +116,7 @@ def plane_figure(panel: Panel, look: Look, network: str, x: str, y: str) -> go.F
         x, y: keys of ``PLANE``.
     """
     (x_words, x_of, x_log), (y_words, y_of, y_log) = PLANE[x], PLANE[y]
-    figure = _figure(f"{panel.label or panel.env} · {network}", x_words, y_words)
+    figure = _figure(_title(panel, network), x_words, y_words)
     for method, runs in panel.methods.items():
         points = [
             (x_of(record, network), y_of(record, network), run.seed, record["env_step"])
@@ -183,14 +185,14 @@ def _kept(name: str) -> Any:
 # What a reset kept, and what it gave back: words, how to read it from a record, whether its axis is logarithmic.
 PLANE: dict[str, tuple[str, Any, bool]] = {
     "greedy_agreement": ("greedy actions kept (share)", _kept("greedy_agreement"), False),
-    "policy_kl": ("KL of the policy, before to after (nats)", _kept("policy_kl"), True),
-    "value_correlation": ("correlation of values, before and after", _kept("value_correlation"), False),
-    "feature_cka": ("CKA of features, before and after", _kept("feature_cka"), False),
-    "sfe": ("weights moved: relative SFE (0: all kept)", _sfe, False),
+    "policy_kl": ("KL of the policy (nats)", _kept("policy_kl"), True),
+    "value_correlation": ("correlation of values", _kept("value_correlation"), False),
+    "feature_cka": ("CKA of features", _kept("feature_cka"), False),
+    "sfe": ("relative SFE (0: all weights kept)", _sfe, False),
     "return": ("return, after minus before", _return_kept, False),
-    "dfi": ("scaled DfI after the reset (0: isometry)", _dfi, True),
+    "dfi": ("scaled DfI after (0: isometry)", _dfi, True),
     "dormant": ("dormant share given back", _dormant, False),
-    "trainability": ("trainability loss, before minus after", _trainability, False),
+    "trainability": ("fall of the trainability loss", _trainability, False),
 }
 KEPT = ("greedy_agreement", "policy_kl", "value_correlation", "feature_cka", "sfe", "return")
 GIVEN_BACK = ("dfi", "dormant", "trainability")
@@ -216,7 +218,7 @@ def spectra_figure(
         layer: its name.
         spectra: by method, then ``before`` or ``after``: singular values (n,), falling.
     """
-    figure = _figure(f"{panel.label or panel.env} · {layer}", "rank, share of all", "singular value")
+    figure = _figure(_title(panel, layer), "rank, share of all", "singular value")
     for method, values in spectra.items():
         for when, dash in (("before", "dot"), ("after", "solid")):
             row = values[when]
@@ -233,10 +235,14 @@ def spectra_figure(
     return figure
 
 
+def _title(panel: Panel, words: str) -> str:
+    return f"{panel.label} · {words}" if panel.label else words
+
+
 def _figure(title: str, x: str, y: str) -> go.Figure:
     figure = go.Figure(layout=_LAYOUT)
     figure.update_layout(title={"text": title, "x": 0.01, "xanchor": "left", "font": {"size": 14}})
-    figure.update_xaxes(title_text=x, title_standoff=6, **_AXIS)
+    figure.update_xaxes(title_text=x, title_standoff=6, hoverformat=",.5~g", **_SPIKE, **_AXIS)
     figure.update_yaxes(title_text=y, title_standoff=6, **_AXIS)
     return figure
 

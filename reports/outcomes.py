@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -212,7 +213,7 @@ def _horizons(panel: Panel, run: Run) -> list[list[float]]:
 
 def windows(resets: Sequence[int], end: int) -> list[tuple[int, int]]:
     """Return each reset with the step at which its time ends: the next reset, or the end of the run."""
-    return list(zip(resets, [*resets[1:], end], strict=True))
+    return list(itertools.pairwise([*resets, end]))
 
 
 def span_between_resets(panel: Panel) -> float:

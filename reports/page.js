@@ -27,7 +27,7 @@ function draw(plot) {
   Plotly.newPlot(plot, figure.data, figure.layout, {
     responsive: true,
     displaylogo: false,
-    modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
   });
   Plotly.relayout(plot, colours());
 }
@@ -61,9 +61,16 @@ function recolour() {
 }
 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
-matchMedia("print").addEventListener("change", (event) => {
-  if (event.matches) plots.forEach(draw);
-  for (const plot of plots.filter((each) => each.drawn)) Plotly.Plots.resize(plot);
-  recolour();
+// Paper has a width of its own: two figures side by side (page.css has the same widths), in the colours of paper.
+window.addEventListener("beforeprint", () => {
+  document.documentElement.classList.add("paper");
+  plots.forEach(draw);
+  for (const plot of plots) {
+    const alone = plot.parentElement.children.length === 1;
+    Plotly.relayout(plot, { ...colours(), autosize: false, width: alone ? 670 : 330 });
+  }
 });
-window.addEventListener("beforeprint", () => plots.forEach(draw));
+window.addEventListener("afterprint", () => {
+  document.documentElement.classList.remove("paper");
+  for (const plot of plots) Plotly.relayout(plot, { ...colours(), autosize: true, width: null });
+});

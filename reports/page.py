@@ -293,16 +293,17 @@ def _plasticity(analysis: Analysis) -> str:
         return order.index(name) if name in order else len(order), name
 
     names = sorted({key.rpartition("/")[2] for key in keys}, key=place)
-    groups = [
-        _plots(
+
+    def drawn(chosen: Sequence[str]) -> str:
+        return _plots(
             figures.curves_figure(panel, analysis.look, key, _metric_words(key))
+            for name in chosen
             for key in keys
             if key.rpartition("/")[2] == name
             for panel in analysis.panels
         )
-        for name in names
-    ]
-    return "".join(groups[:LEADING]) + _folded("More metrics", "".join(groups[LEADING:]))
+
+    return drawn(names[:LEADING]) + _folded("More metrics", drawn(names[LEADING:]))
 
 
 def _metric_words(key: str) -> str:

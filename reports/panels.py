@@ -60,16 +60,22 @@ def panels_of(study: Study) -> list[Panel]:
     """Group the runs of a study.
 
     The method is the factor ``reset``, without it ``arm``, without that the first one that says how rather than what is
-    learned; the experiment's hint ``compare`` names another. Runs that are only the beginning of others are no method
-    of their own.
+    learned; the experiment's hint ``compare`` names another. Runs that end where others begin are no method of their
+    own; one that goes on beside its branches is compared with them.
     """
-    parents = {run.parent for run in study.runs if run.parent}
-    runs = [run for run in study.runs if run.name not in parents] or list(study.runs)
+    lengths = {run.parent: run.total_steps for run in study.runs if run.parent}
+    runs = [run for run in study.runs if run.total_steps >= lengths.get(run.name, 0)] or list(study.runs)
     compared = str(study.hints.get("compare") or compared_factor(runs))
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
         setting = tuple((key, value) for key, value in run.factors.items() if key != compared)
-        groups.setdefault((("stage", run.stage), *setting), []).append(run)
+        groups.setdefault(setting, []).append(run)
+    if any(_has_twins(group, compared) for group in groups.values()):
+        groups = {
+            (("stage", stage), *setting): [run for run in group if run.stage == stage]
+            for setting, group in groups.items()
+            for stage in dict.fromkeys(run.stage for run in group)
+        }
     varying = _varying(groups)
     return [
         _panel(_label(setting, varying), group, compared, str(study.hints.get("baseline") or "none"))
@@ -85,10 +91,19 @@ def compared_factor(runs: Sequence[Run]) -> str:
     return next((key for key in ("reset", "arm", *how) if key in varied), "")
 
 
+def _has_twins(runs: Sequence[Run], compared: str) -> bool:
+    """Whether two of these runs have the same method and seed: stages that repeat each other."""
+    return len({(_method(run, compared), run.seed) for run in runs}) < len(runs)
+
+
+def _method(run: Run, compared: str) -> str:
+    return run.factors.get(compared) or str(run.config.get("reset.name", "run"))
+
+
 def _panel(label: str, runs: Sequence[Run], compared: str, wanted_baseline: str) -> Panel:
     methods: dict[str, list[Run]] = {}
     for run in runs:
-        method = run.factors.get(compared) or str(run.config.get("reset.name", "run"))
+        method = _method(run, compared)
         seeds = {other.seed for other in methods.setdefault(method, [])}
         if run.seed not in seeds:
             methods[method].append(run)

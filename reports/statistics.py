@@ -246,8 +246,8 @@ def few_seeds_note(seeds: int, comparisons: int = 1) -> str:
     words = []
     if seeds in COVERAGE:
         words.append(
-            f"With {seeds} seeds a nominal 95 % interval holds the true mean in about {COVERAGE[seeds]:.0%} of cases "
-            "(normal scores): read intervals as too narrow."
+            f"With {seeds} seeds a nominal 95 % interval holds the true mean in about {100 * COVERAGE[seeds]:.0f} % of "
+            "cases (normal scores): read intervals as too narrow."
         )
     smallest = min(1.0, smallest_sign_test_p(seeds) * max(1, comparisons))
     if smallest > 0.05:

@@ -28,11 +28,25 @@ def verdict(judged: Sequence[tuple[Panel, Outcome]]) -> Verdict:
     if not everything:
         headline = "Nothing to compare: there are no two methods with finished runs of equal seed."
     elif len(by_panel) == 1:
-        headline = _sentence(*by_panel[0])
+        headline = _alone(*by_panel[0])
     else:
         headline = _over_all(by_panel)
-    panels = [_sentence(*row) for row in by_panel] if len(by_panel) > 1 else []
-    return Verdict(headline, panels, _cautions(everything))
+    return Verdict(headline, [_sentence(*row) for row in by_panel if row[2]], _cautions(everything))
+
+
+def _alone(panel: Panel, outcome: Outcome, comparisons: Sequence[Comparison]) -> str:
+    """Name the methods that differ from the baseline."""
+    differing = [c for c in comparisons if c.evidence != "open"]
+    if not differing:
+        pairs = max(c.difference.pairs for c in comparisons)
+        seeds = "one seed" if pairs == 1 else f"{pairs} seeds"
+        return f"No method is shown to differ from {panel.baseline} in {outcome.name} ({seeds})."
+    words = [
+        f"{c.method} {c.finding} ({signed(c.difference.mean)} "
+        f"[{number(c.difference.low)}, {number(c.difference.high)}])"
+        for c in differing
+    ]
+    return f"{_capital(outcome.name)}, against {panel.baseline}: {'; '.join(words)}."
 
 
 def _over_all(by_panel: Sequence[tuple[Panel, Outcome, list[Comparison]]]) -> str:
@@ -55,10 +69,8 @@ def _over_all(by_panel: Sequence[tuple[Panel, Outcome, list[Comparison]]]) -> st
 
 
 def _sentence(panel: Panel, outcome: Outcome, comparisons: Sequence[Comparison]) -> str:
-    where = f"{panel.label}: " if panel.label else ""
+    where = f"{panel.label}: " if panel.label else f"{panel.env}: "
     rows = sorted(summarise(panel, outcome), key=lambda row: row.mean, reverse=True)
-    if not comparisons:
-        return f"{where}no two methods with finished runs of equal seed."
     best = rows[0]
     base = next((row for row in rows if row.method == panel.baseline), None)
     words = [f"{where}highest mean {outcome.name}: {best.method}, {interval(best.mean, best.low, best.high)}"]
@@ -91,3 +103,7 @@ def _cautions(comparisons: Sequence[Comparison]) -> list[str]:
     fewest = min(comparisons, key=lambda c: c.difference.pairs)
     note = few_seeds_note(fewest.difference.pairs, fewest.family)
     return [note] if note else []
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]

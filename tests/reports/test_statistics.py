@@ -156,7 +156,7 @@ def test_what_is_said_of_few_seeds_is_measured(seeds):
 def test_few_seeds_are_told_what_they_cannot_show():
     assert "no comparison" in statistics.few_seeds_note(1)
     five = statistics.few_seeds_note(5, comparisons=3)
-    assert "84%" in five and "0.19" in five and f"{pairs_needed(3)} pairs" in five
+    assert "84 %" in five and "0.19" in five and f"{pairs_needed(3)} pairs" in five
     assert statistics.few_seeds_note(10, comparisons=3) == ""
 
 
