@@ -33,7 +33,7 @@ _SPIKE = {"spikecolor": "rgba(128,128,128,0.8)", "spikethickness": 1, "spikedash
 SMALLEST = 1e-12  # drawn on logarithmic axes in place of anything smaller
 
 
-def curves_figure(panel: Panel, look: Look, key: str, words: str) -> go.Figure | None:
+def curves_figure(panel: Panel, look: Look, key: str, words: str, most_points: int) -> go.Figure | None:
     """Return mean and 95 % interval of a curve by env step for each method, with reset marks; None without curves.
 
     Args:
@@ -41,10 +41,11 @@ def curves_figure(panel: Panel, look: Look, key: str, words: str) -> go.Figure |
         look: style of each method.
         key: ``evaluation``, ``training`` or a plasticity metric.
         words: label of the y axis.
+        most_points: of each curve.
     """
     figure = _figure(_title(panel, words), "env steps", words)
     for method, runs in panel.methods.items():
-        _add_band(figure, band([_curve(run, key) for run in runs]), method, look[method])
+        _add_band(figure, band([_curve(run, key) for run in runs], most_points), method, look[method])
     for step in panel.reset_steps:
         figure.add_vline(step, line={"color": "rgba(128,128,128,0.7)", "width": 1, "dash": "dot"})
     return figure if figure.data else None
@@ -116,7 +117,7 @@ def plane_figure(panel: Panel, look: Look, network: str, x: str, y: str) -> go.F
         x, y: keys of ``PLANE``.
     """
     (x_words, x_of, x_log), (y_words, y_of, y_log) = PLANE[x], PLANE[y]
-    figure = _figure(_title(panel, network), x_words, y_words)
+    figure = _figure(", ".join(filter(None, (panel.label, network))), x_words, y_words)
     for method, runs in panel.methods.items():
         points = [
             (x_of(record, network), y_of(record, network), run.seed, record["env_step"])
@@ -218,7 +219,7 @@ def spectra_figure(
         layer: its name.
         spectra: by method, then ``before`` or ``after``: singular values (n,), falling.
     """
-    figure = _figure(_title(panel, layer), "rank, share of all", "singular value")
+    figure = _figure(", ".join(filter(None, (panel.label, layer))), "rank, share of all", "singular value")
     for method, values in spectra.items():
         for when, dash in (("before", "dot"), ("after", "solid")):
             row = values[when]
@@ -236,7 +237,8 @@ def spectra_figure(
 
 
 def _title(panel: Panel, words: str) -> str:
-    return f"{panel.label} · {words}" if panel.label else words
+    """The panel, or, where it is the only one, what is drawn."""
+    return panel.label or words
 
 
 def _figure(title: str, x: str, y: str) -> go.Figure:

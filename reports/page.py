@@ -23,6 +23,9 @@ from reports.tables import Table, difference_table, last_returns, reset_table, s
 
 HERE = Path(__file__).parent
 MOST_BYTES = 8_000_000
+POINTS = (200, 100, 50, 25)  # of a curve, tried until the page is small enough
+MOST_RUNS = 40  # in a table that is not folded
+MOST_SENTENCES = 4  # of the verdict that are not folded
 # Metrics in the order in which a reader wants them, with their words; others follow by name.
 METRICS = {
     "dormant_ratio": "dormant share",
@@ -40,27 +43,37 @@ VIDEOS = ("video.mp4", "video.gif")
 
 
 def page(analysis: Analysis, output: Path) -> str:
-    """Return the page as HTML.
+    """Return the page as HTML of at most ``MOST_BYTES``, unless hundreds of figures leave no way to that.
+
+    Curves lose points, never methods or panels, until it fits.
 
     Args:
         analysis: what it shows.
         output: folder in which it will lie, from which links to run folders are counted.
     """
+    for most_points in POINTS:
+        text = _page(analysis, output, most_points)
+        if len(text.encode()) <= MOST_BYTES:
+            break
+    return text
+
+
+def _page(analysis: Analysis, output: Path, most_points: int) -> str:
     study, words = analysis.study, analysis.verdict
     body = [
         f"<header><h1>{_text(study.title)}</h1>",
         f'<p class="question">{_text(study.question)}</p>' if study.question else "",
         f'<p class="verdict">{_text(words.headline)}</p>',
-        _list(words.panels),
+        _sentences(words.panels),
         "".join(f'<p class="caution">{_text(line)}</p>' for line in [*words.cautions, *study.notes]),
         "</header>",
         _legend(analysis),
         _section("tasks", "Tasks that change", _tasks(analysis)),
-        _section("curves", "Learning curves", _curves(analysis)),
+        _section("curves", "Learning curves", _curves(analysis, most_points)),
         _section("differences", "Differences", _differences(analysis)),
         _section("aggregates", "Over all environments", _aggregates(analysis)),
         _section("resets", "What resets kept and gave back", _resets(analysis)),
-        _section("plasticity", "Plasticity", _plasticity(analysis)),
+        _section("plasticity", "Plasticity", _plasticity(analysis, most_points)),
         _section("runs", "Runs", _runs(analysis, output)),
         _section("made", "How this was made", _made(analysis)),
     ]
@@ -83,6 +96,11 @@ def _text(text: str) -> str:
 
 def _list(lines: Sequence[str]) -> str:
     return f"<ul>{''.join(f'<li>{_text(line)}</li>' for line in lines)}</ul>" if lines else ""
+
+
+def _sentences(lines: Sequence[str]) -> str:
+    listed = _list(lines)
+    return listed if len(lines) <= MOST_SENTENCES else _folded("In each setting", listed)
 
 
 def _section(identity: str, title: str, content: str) -> str:
@@ -163,9 +181,11 @@ def _tasks(analysis: Analysis) -> str:
     )
 
 
-def _curves(analysis: Analysis) -> str:
+def _curves(analysis: Analysis, most_points: int) -> str:
     def drawn(key: str, words: str) -> str:
-        return _plots(figures.curves_figure(panel, analysis.look, key, words) for panel in analysis.panels)
+        return _plots(
+            figures.curves_figure(panel, analysis.look, key, words, most_points) for panel in analysis.panels
+        )
 
     return "".join(
         [
@@ -284,7 +304,7 @@ def _axes(panel: Panel, network: str) -> list[tuple[str, str]]:
     return [*pairs, *((kept[0], key) for key in others)]
 
 
-def _plasticity(analysis: Analysis) -> str:
+def _plasticity(analysis: Analysis, most_points: int) -> str:
     keys = list(dict.fromkeys(key for panel in analysis.panels for run in panel.runs for key in run.metrics))
     order = list(METRICS)
 
@@ -296,7 +316,7 @@ def _plasticity(analysis: Analysis) -> str:
 
     def drawn(chosen: Sequence[str]) -> str:
         return _plots(
-            figures.curves_figure(panel, analysis.look, key, _metric_words(key))
+            figures.curves_figure(panel, analysis.look, key, _metric_words(key), most_points)
             for name in chosen
             for key in keys
             if key.rpartition("/")[2] == name
@@ -328,10 +348,11 @@ def _runs(analysis: Analysis, output: Path) -> str:
         ]
         rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     top = "".join(f"<th>{_text(name)}</th>" for name in head)
-    return (
+    table = (
         '<div class="table" tabindex="0"><table class="runs"><thead><tr>'
         f"{top}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
+    return table if len(rows) <= MOST_RUNS else _folded(f"All {len(rows)} runs", table)
 
 
 def _link(output: Path, target: Path) -> str:

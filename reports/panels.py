@@ -136,11 +136,11 @@ def _label(setting: Sequence[tuple[str, str]], varying: Sequence[str]) -> str:
     return ", ".join(words)
 
 
-def band(curves: Sequence[Curve]) -> Band:
+def band(curves: Sequence[Curve], most_points: int = MOST_POINTS) -> Band:
     """Return the mean of curves over a common x axis with its interval.
 
     Where all curves have the same points these are kept, both of a reset's two among them; else, and where there are
-    more than ``MOST_POINTS``, curves are interpolated on a grid over the span that all of them have.
+    more than ``most_points``, curves are interpolated on a grid over the span that all of them have.
     """
     curves = [curve for curve in curves if len(curve.steps)]
     if not curves:
@@ -148,13 +148,13 @@ def band(curves: Sequence[Curve]) -> Band:
         return Band(empty, empty, empty, empty, 0)
     first = curves[0].steps
     same = all(len(c.steps) == len(first) and (c.steps == first).all() for c in curves)
-    if same and len(first) <= MOST_POINTS:
+    if same and len(first) <= most_points:
         x, values = first, np.stack([curve.values for curve in curves])
     else:
         start, end = max(c.steps[0] for c in curves), min(c.steps[-1] for c in curves)
         shared = np.unique(np.concatenate([c.steps for c in curves]))
         shared = shared[(shared >= start) & (shared <= end)]
-        x = shared if len(shared) <= MOST_POINTS else np.linspace(start, end, MOST_POINTS)
+        x = shared if len(shared) <= most_points else np.linspace(start, end, most_points)
         values = np.stack([np.interp(x, *curve) for curve in curves]) if end >= start else np.empty((1, 0))
         x = x[: values.shape[1]]
     return Band(x, *mean_band(values), len(curves))
