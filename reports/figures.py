@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from reports.aggregate import Aggregate
 from reports.collect import Run
+from reports.kept import QUANTITIES
 from reports.outcomes import Summary
 from reports.panels import Band, Panel, band, task_band
 from reports.style import Style
@@ -61,6 +62,8 @@ def tasks_figure(panel: Panel, look: Look, column: str, words: str) -> go.Figure
     figure = _figure(_title(panel, words), "task", words)
     for method, runs in panel.methods.items():
         _add_band(figure, task_band(runs, column), method, look[method])
+    tasks = max((len(trace.x) for trace in figure.data if trace.name), default=1)
+    figure.update_xaxes(dtick=max(1, math.ceil(tasks / 10)), tick0=1)
     return figure if figure.data else None
 
 
@@ -114,9 +117,9 @@ def plane_figure(panel: Panel, look: Look, network: str, x: str, y: str) -> go.F
         panel: the runs.
         look: style of each method.
         network: whose figures.
-        x, y: keys of ``PLANE``.
+        x, y: keys of ``reports.kept.QUANTITIES``.
     """
-    (x_words, x_of, x_log), (y_words, y_of, y_log) = PLANE[x], PLANE[y]
+    (x_words, x_of, x_log), (y_words, y_of, y_log) = QUANTITIES[x], QUANTITIES[y]
     figure = _figure(", ".join(filter(None, (panel.label, network))), x_words, y_words)
     for method, runs in panel.methods.items():
         points = [
@@ -149,54 +152,6 @@ def _decades(figure: go.Figure, is_x: bool) -> int:
     values = [v for trace in figure.data for v in (trace.x if is_x else trace.y)]
     span = math.log10(max(values) / min(values)) if values and min(values) > 0 else 1
     return max(1, math.ceil(span / 5))
-
-
-def _sfe(record: Mapping[str, Any], network: str) -> float | None:
-    return record["report"].get(f"reset/{network}/relative_sfe")
-
-
-def _dfi(record: Mapping[str, Any], network: str) -> float | None:
-    return record["report"].get(f"reset/{network}/dfi_scaled_after")
-
-
-def _dormant(record: Mapping[str, Any], network: str) -> float | None:
-    key = f"plasticity/{network}/dormant_ratio"
-    before, after = record.get("before", {}).get(key), record.get("after", {}).get(key)
-    return None if before is None or after is None else before - after
-
-
-def _trainability(record: Mapping[str, Any], network: str) -> float | None:
-    key = f"plasticity/{network}/trainability_loss"
-    before, after = record.get("before", {}).get(key), record.get("after", {}).get(key)
-    return None if before is None or after is None else before - after
-
-
-def _return_kept(record: Mapping[str, Any], network: str) -> float | None:
-    before, after = (record.get(when, {}).get("mean_return") for when in ("before", "after"))
-    return None if before is None or after is None else after - before
-
-
-def _kept(name: str) -> Any:
-    def of(record: Mapping[str, Any], network: str) -> float | None:
-        return record.get("kept", {}).get(network, {}).get(name)
-
-    return of
-
-
-# What a reset kept, and what it gave back: words, how to read it from a record, whether its axis is logarithmic.
-PLANE: dict[str, tuple[str, Any, bool]] = {
-    "greedy_agreement": ("greedy actions kept (share)", _kept("greedy_agreement"), False),
-    "policy_kl": ("KL of the policy (nats)", _kept("policy_kl"), True),
-    "value_correlation": ("correlation of values", _kept("value_correlation"), False),
-    "feature_cka": ("CKA of features", _kept("feature_cka"), False),
-    "sfe": ("relative SFE (0: all weights kept)", _sfe, False),
-    "return": ("return, after minus before", _return_kept, False),
-    "dfi": ("scaled DfI after (0: isometry)", _dfi, True),
-    "dormant": ("dormant share given back", _dormant, False),
-    "trainability": ("fall of the trainability loss", _trainability, False),
-}
-KEPT = ("greedy_agreement", "policy_kl", "value_correlation", "feature_cka", "sfe", "return")
-GIVEN_BACK = ("dfi", "dormant", "trainability")
 
 
 def profile_figure(rows: Sequence[Aggregate], look: Look) -> go.Figure:

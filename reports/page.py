@@ -15,11 +15,11 @@ from plotly.offline import get_plotlyjs
 from reports import figures
 from reports.analysis import Analysis
 from reports.collect import Run
-from reports.figures import GIVEN_BACK, KEPT
+from reports.kept import kept_rows, networks_of, planes
 from reports.numbers import MISSING, interval, number
-from reports.panels import Panel
+from reports.panels import main_curve
 from reports.spectra import spectra_of
-from reports.tables import Table, difference_table, last_returns, reset_table, summary_table
+from reports.tables import Table, difference_table, kept_table, last_returns, reset_table, summary_table
 
 HERE = Path(__file__).parent
 MOST_BYTES = 8_000_000
@@ -187,11 +187,20 @@ def _curves(analysis: Analysis, most_points: int) -> str:
             figures.curves_figure(panel, analysis.look, key, words, most_points) for panel in analysis.panels
         )
 
+    shown = {
+        "evaluation": drawn("evaluation", "evaluation return"),
+        "training": drawn("training", "training return"),
+    }
+    first = main_curve(analysis.panels)
+    rest = {
+        "evaluation": ("Return of training episodes", shown["training"]),
+        "training": ("Return of evaluations", shown["evaluation"]),
+    }[first]
     return "".join(
         [
             "<p>Mean over seeds with its 95 % interval; dotted lines are resets that all runs share.</p>",
-            drawn("evaluation", "evaluation return"),
-            _folded("Return of training episodes", drawn("training", "training return")),
+            shown[first],
+            _folded(*rest),
         ]
     )
 
@@ -264,13 +273,16 @@ def _resets(analysis: Analysis) -> str:
         if rows and any(run.resets for run in panel.runs):
             title = f"{panel.label or panel.env}: evaluations around resets, means"
             parts.append(_table(reset_table(title, rows), analysis.methods))
-    planes = [
+        if kept := kept_rows(panel):
+            title = f"{panel.label or panel.env}: what a reset kept and gave back, means over resets"
+            parts.append(_table(kept_table(title, kept), analysis.methods))
+    drawn = _plots(
         figures.plane_figure(panel, analysis.look, network, x, y)
         for panel in analysis.panels
-        for network in _networks(panel)
-        for x, y in _axes(panel, network)
-    ]
-    if drawn := _plots(planes):
+        for network in networks_of(panel)
+        for x, y in planes(panel, network)
+    )
+    if drawn:
         parts += ["<p>One point is one reset of one run.</p>", drawn]
     spectra = [
         figures.spectra_figure(panel, analysis.look, layer, values)
@@ -283,25 +295,6 @@ def _resets(analysis: Analysis) -> str:
             drawn,
         ]
     return "".join(parts)
-
-
-def _networks(panel: Panel) -> list[str]:
-    keys = [key for run in panel.runs for record in run.resets for key in record["report"]]
-    return list(dict.fromkeys(key.split("/")[1] for key in keys if key.endswith("/relative_sfe")))
-
-
-def _axes(panel: Panel, network: str) -> list[tuple[str, str]]:
-    """What can be drawn against what: weights moved against isometry, and policy kept against units given back."""
-    records = [record for run in panel.runs for record in run.resets]
-
-    def known(key: str) -> bool:
-        return any(figures.PLANE[key][1](record, network) is not None for record in records)
-
-    kept = [key for key in KEPT if known(key)]
-    back = [key for key in GIVEN_BACK if known(key)]
-    pairs = [("sfe", "dfi")] if "sfe" in kept and "dfi" in back else []
-    others = [key for key in back if key != "dfi"]
-    return [*pairs, *((kept[0], key) for key in others)]
 
 
 def _plasticity(analysis: Analysis, most_points: int) -> str:

@@ -13,6 +13,8 @@ from reports.statistics import mean_band
 
 # Factors that say what is to be learned rather than how.
 SETTINGS = ("env", "algo", "preset")
+# Factors whose values speak for themselves; those of others are named with the option.
+NAMES_OF_METHODS = ("reset", "arm")
 MOST_POINTS = 200
 
 
@@ -44,6 +46,12 @@ class Panel:
     def end(self) -> int:
         """Env steps of its longest run."""
         return max(run.total_steps for run in self.runs)
+
+
+def main_curve(panels: Sequence[Panel]) -> str:
+    """Return ``evaluation`` where any run was evaluated on its way, else ``training``."""
+    evaluated = any(len(run.evaluation.steps) > 2 for panel in panels for run in panel.runs)
+    return "evaluation" if evaluated else "training"
 
 
 class Band(NamedTuple):
@@ -97,7 +105,14 @@ def _has_twins(runs: Sequence[Run], compared: str) -> bool:
 
 
 def _method(run: Run, compared: str) -> str:
-    return run.factors.get(compared) or str(run.config.get("reset.name", "run"))
+    value = run.factors.get(compared)
+    if not value:
+        return str(run.config.get("reset.name", "run"))
+    return value if compared in NAMES_OF_METHODS else f"{_short(compared)} {value}"
+
+
+def _short(key: str) -> str:
+    return key.rpartition(".")[2].replace("_", " ")
 
 
 def _panel(label: str, runs: Sequence[Run], compared: str, wanted_baseline: str) -> Panel:
@@ -127,12 +142,11 @@ def _varying(groups: Iterable[tuple[tuple[str, str], ...]]) -> list[str]:
 
 
 def _label(setting: Sequence[tuple[str, str]], varying: Sequence[str]) -> str:
-    short = {key: key.rpartition(".")[2].replace("_", " ") for key in varying}
     words = []
     for key, value in setting:
         if key in varying and value:
-            plain = key in ("env", "arm", "stage") or key.endswith(".kind")
-            words.append(value if plain else f"{short[key]} {value}")
+            plain = key in ("env", "stage", *NAMES_OF_METHODS) or key.endswith(".kind")
+            words.append(value if plain else f"{_short(key)} {value}")
     return ", ".join(words)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from reports.collect import Run, Study
 from reports.compare import Comparison
+from reports.kept import QUANTITIES, KeptRow, measured
 from reports.numbers import MISSING, interval, number, p_value, signed
 from reports.outcomes import HORIZONS, AfterResets, Summary
 
@@ -143,6 +144,36 @@ def reset_table(title: str, rows: Sequence[AfterResets]) -> Table:
             for row in rows
         ],
         frozenset(range(1, 7 + len(shares))),
+    )
+
+
+def kept_table(title: str, rows: Sequence[KeptRow]) -> Table:
+    """Return a table of what resets kept and gave back, with the quantities that were measured."""
+    keys = measured(rows)
+    return Table(
+        title,
+        ("method", "network", "resets", *(QUANTITIES[key].words for key in keys)),
+        [
+            (row.method, row.network, str(row.resets), *(number(row.means.get(k, math.nan)) for k in keys))
+            for row in rows
+        ],
+        frozenset(range(2, 3 + len(keys))),
+    )
+
+
+def kept_csv(rows: Sequence[KeptRow]) -> str:
+    """Return the same as CSV; empty where nothing was reset."""
+    keys = measured(rows)
+    return (
+        to_csv(
+            ("panel", "method", "network", "resets", *keys),
+            [
+                (r.panel.label, r.method, r.network, r.resets, *(r.means.get(key, math.nan) for key in keys))
+                for r in rows
+            ],
+        )
+        if rows
+        else ""
     )
 
 

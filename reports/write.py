@@ -9,11 +9,15 @@ from common.files import replace_bytes
 from configs.errors import ConfigError
 from reports.analysis import Analysis, analyse
 from reports.collect import PLAN, Study, collect
+from reports.kept import kept_rows
 from reports.page import commands_of, page, versions
+from reports.panels import main_curve
 from reports.pictures import picture_of_curves, picture_of_summaries, picture_of_tasks
 from reports.tables import (
     difference_table,
     differences_csv,
+    kept_csv,
+    kept_table,
     reset_table,
     resets_csv,
     runs_csv,
@@ -70,6 +74,7 @@ def _files(analysis: Analysis, folder: Path) -> Mapping[str, bytes]:
         "summary.csv": summaries_csv(analysis.summaries),
         "differences.csv": differences_csv(analysis.comparisons),
         "resets.csv": resets_csv(analysis.resets),
+        "kept.csv": kept_csv([row for panel in analysis.panels for row in kept_rows(panel)]),
         "runs.csv": runs_csv(study),
         "tasks.csv": tasks_csv(study),
         PAGE: page(analysis, folder),
@@ -79,7 +84,9 @@ def _files(analysis: Analysis, folder: Path) -> Mapping[str, bytes]:
 
 def _pictures(analysis: Analysis) -> dict[str, bytes]:
     panels, look = analysis.panels, analysis.look
-    pictures = {"evaluations.png": picture_of_curves(panels, look, "evaluation")}
+    family = main_curve(panels)
+    name = {"evaluation": "evaluations.png", "training": "training.png"}[family]
+    pictures = {name: picture_of_curves(panels, look, family)}
     if any(run.tasks for run in analysis.study.runs):
         words = "return in each task's second half"
         pictures["tasks.png"] = picture_of_tasks(panels, look, "return_second_half", words)
@@ -114,6 +121,8 @@ def _markdown(analysis: Analysis, pictures: Sequence[str]) -> str:
         lines += [difference_table("", compared).markdown()] if compared else []
         if resets and any(run.resets for run in panel.runs):
             lines += ["Evaluations around resets, means:", "", reset_table("", resets).markdown()]
+        if kept := kept_rows(panel):
+            lines += ["What a reset kept and gave back, means:", "", kept_table("", kept).markdown()]
     lines += ["## How this was made", ""]
     lines += [f"- {label}: {text}" for label, text in study.provenance.items()]
     lines += [f"- report written with {versions()}", "", "```", *commands_of(analysis), "```", ""]

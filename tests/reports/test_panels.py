@@ -37,6 +37,11 @@ def test_without_resets_the_arm_or_another_option_is_the_method(experiment):
     assert list(panel.methods) == ["wide", "deep"] and panel.label == ""
 
 
+def test_values_of_an_option_are_named_with_it(experiment):
+    (panel,) = panels_of(experiment({"factors": {"replay.n_step": 1}}, {"factors": {"replay.n_step": 8}}))
+    assert list(panel.methods) == ["n step 1", "n step 8"]
+
+
 def test_hints_choose_method_and_baseline(experiment):
     study = experiment(
         *runs(["none", "fire"], [0], arm="wide"),
@@ -45,7 +50,7 @@ def test_hints_choose_method_and_baseline(experiment):
     )
     panels = panels_of(study)
     assert [list(panel.methods) for panel in panels] == [["deep", "wide"]] * 2
-    assert [panel.label for panel in panels] == ["reset none", "reset fire"]
+    assert [panel.label for panel in panels] == ["none", "fire"]
 
 
 def test_a_run_that_goes_on_is_compared_with_its_branches(experiment):

@@ -13,6 +13,7 @@ import report
 from reports.aggregate import aggregate_over_environments, normalized
 from reports.analysis import analyse
 from reports.collect import collect
+from reports.kept import kept_rows, planes
 from reports.numbers import number, p_value, signed
 from reports.page import MOST_BYTES, page
 from reports.panels import panels_of
@@ -106,7 +107,7 @@ def test_beside_it_lie_pictures_tables_and_markdown(written, trained):
     names = {path.name for path in written.iterdir()}
     assert names == {
         *("report.html", "report.md", "evaluations.png", "outcomes.png"),
-        *("summary.csv", "differences.csv", "resets.csv", "runs.csv"),
+        *("summary.csv", "differences.csv", "resets.csv", "kept.csv", "runs.csv"),
     }
     for path in written.glob("*.png"):
         assert path.read_bytes().startswith(PNG) and path.stat().st_size < 200_000
@@ -132,6 +133,32 @@ def test_spectra_are_those_before_and_after_a_reset(trained):
         np.ones(100), abs=1e-5
     )  # an isometry of a square layer, up to the buckets' ends
     assert before[0] > 1.2 > 0.5 > before[-1] and (np.diff(before) <= 0).all()
+
+
+def test_what_resets_kept_is_the_mean_of_their_records(trained):
+    (panel,) = panels_of(collect([trained]))
+    rows = {row.method: row for row in kept_rows(panel)}
+    assert set(rows) == {"fire", "full"} and rows["fire"].network == "q"
+    records = [record for run in panel.methods["fire"] for record in run.resets]
+    assert len(records) == rows["fire"].resets == 4
+    expected = np.mean([record["report"]["reset/q/relative_sfe"] for record in records])
+    assert rows["fire"].means["sfe"] == pytest.approx(expected)
+    dormant = [
+        record["before"]["plasticity/q/dormant_ratio"] - record["after"]["plasticity/q/dormant_ratio"]
+        for record in records
+    ]
+    assert rows["fire"].means["dormant"] == pytest.approx(np.mean(dormant))
+    assert rows["fire"].means["dfi"] < 1e-6 < rows["full"].means["dfi"]
+    assert ("sfe", "dfi") in planes(panel, "q")
+
+
+def test_a_policy_that_was_compared_comes_first_in_the_plane(trained):
+    (panel,) = panels_of(collect([trained]))
+    for run in panel.runs:
+        for record in run.resets:
+            record["kept"] = {"q": {"greedy_agreement": 0.75}}
+    assert planes(panel, "q")[1] == ("greedy_agreement", "dormant")
+    assert {row.means["greedy_agreement"] for row in kept_rows(panel)} == {0.75}
 
 
 def test_text_of_an_experiment_is_no_markup(experiment, tmp_path):
