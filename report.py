@@ -43,13 +43,20 @@ def main(argv: list[str] | None = None) -> int:
         metavar="METHOD",
         help="methods with which the others are compared (default: the baseline, and fire)",
     )
+    parser.add_argument(
+        "--compare",
+        nargs="+",
+        default=[],
+        metavar="FACTOR",
+        help="factors whose combinations are the methods, such as agent.layer_norm reset (default: the reset)",
+    )
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     args = parser.parse_args(argv)
 
     from reports.write import write_report
 
     try:
-        path = write_report(args.sources, args.output, args.against)
+        path = write_report(args.sources, args.output, args.against, args.compare)
     except (ConfigError, RunFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from configs.errors import ConfigError
 from reports.aggregate import Aggregate, aggregate_over_environments
 from reports.collect import Study
 from reports.compare import Comparison, compare, references
@@ -51,15 +52,21 @@ class Analysis:
         ]
 
 
-def analyse(study: Study, against: Sequence[str] = ()) -> Analysis:
+def analyse(study: Study, against: Sequence[str] = (), compare_by: Sequence[str] = ()) -> Analysis:
     """Compute everything that a report shows.
 
     Args:
         study: the runs.
         against: methods with which the others are compared; empty: each panel's baseline, and ``fire``.
+        compare_by: factors that make the methods, see :func:`reports.panels.panels_of`.
+
+    Raises:
+        ConfigError: a factor that does not vary, or a method that does not exist.
     """
-    panels = panels_of(study)
+    panels = panels_of(study, compare_by)
     methods = list(dict.fromkeys(method for panel in panels for method in panel.methods))
+    if unknown := [name for name in against if name not in methods]:
+        raise ConfigError(f"against {unknown[0]}: no such method; there are {', '.join(methods)}")
     metric = str(study.hints.get("metric") or "") or None
     found = [outcomes(panel, metric) for panel in panels]
     pairs = [(panel, outcome) for panel, of in zip(panels, found, strict=True) for outcome in of]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import importlib.metadata
-import os
 import platform
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,12 +13,13 @@ from plotly.offline import get_plotlyjs
 
 from reports import figures
 from reports.analysis import Analysis
-from reports.collect import Run
+from reports.collect import Study
 from reports.kept import kept_rows, networks_of, planes
-from reports.numbers import MISSING, interval, number
+from reports.numbers import MISSING, interval
 from reports.panels import main_curve
+from reports.runs_table import runs_table
 from reports.spectra import spectra_of
-from reports.tables import Table, difference_table, kept_table, last_returns, reset_table, summary_table
+from reports.tables import Table, difference_table, kept_table, reset_table, summary_table
 
 HERE = Path(__file__).parent
 MOST_BYTES = 8_000_000
@@ -39,7 +39,6 @@ METRICS = {
     "zero_activation_ratio": "share of zero units",
 }
 LEADING = 4  # metrics shown; the others are folded
-VIDEOS = ("video.mp4", "video.gif")
 
 
 def page(analysis: Analysis, output: Path) -> str:
@@ -74,7 +73,7 @@ def _page(analysis: Analysis, output: Path, most_points: int) -> str:
         _section("aggregates", "Over all environments", _aggregates(analysis)),
         _section("resets", "What resets kept and gave back", _resets(analysis)),
         _section("plasticity", "Plasticity", _plasticity(analysis, most_points)),
-        _section("runs", "Runs", _runs(analysis, output)),
+        _section("runs", "Runs", _runs(analysis.study, output)),
         _section("made", "How this was made", _made(analysis)),
     ]
     template = (HERE / "page.html").read_text(encoding="utf-8")
@@ -324,54 +323,9 @@ def _metric_words(key: str) -> str:
     return f"{METRICS.get(name, name.replace('_', ' '))} ({network})"
 
 
-def _runs(analysis: Analysis, output: Path) -> str:
-    factors = list(dict.fromkeys(key for run in analysis.study.runs for key in run.factors))
-    head = ["run", *factors, "seed", "env steps", "evaluations", "last return", "video"]
-    rows = []
-    for run in analysis.study.runs:
-        link = _link(output, run.folder)
-        cells = [
-            f'<a href="{link}">{_text(run.name)}</a>',
-            *(_text(run.factors.get(key, "")) for key in factors),
-            str(run.seed),
-            f"{run.last_step:,}" + ("" if run.finished else f" of {run.total_steps:,}"),
-            _sparkline(run),
-            number(last_returns(run)[0]),
-            _video(run, output),
-        ]
-        rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    top = "".join(f"<th>{_text(name)}</th>" for name in head)
-    table = (
-        '<div class="table" tabindex="0"><table class="runs"><thead><tr>'
-        f"{top}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
-    return table if len(rows) <= MOST_RUNS else _folded(f"All {len(rows)} runs", table)
-
-
-def _link(output: Path, target: Path) -> str:
-    return _text(Path(os.path.relpath(target.resolve(), output.resolve())).as_posix())
-
-
-def _video(run: Run, output: Path) -> str:
-    found = [run.folder / name for name in VIDEOS if (run.folder / name).is_file()]
-    return f'<a href="{_link(output, found[0])}">{found[0].name}</a>' if found else ""
-
-
-def _sparkline(run: Run, width: int = 120, height: int = 28) -> str:
-    """A run's evaluations as a small picture."""
-    steps, values = run.evaluation
-    if len(steps) < 2:
-        return ""
-    spread = float(values.max() - values.min()) or 1.0
-    span = float(steps[-1] - steps[0]) or 1.0
-    xs = 2 + (steps - steps[0]) / span * (width - 4)
-    ys = height - 2 - (values - values.min()) / spread * (height - 4)
-    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
-    words = f"evaluations from {number(float(values.min()))} to {number(float(values.max()))}"
-    return (
-        f'<svg width="{width}" height="{height}" role="img" aria-label="{words}"><title>{words}</title>'
-        f'<polyline points="{points}" fill="none" stroke="currentColor" stroke-width="1.3"/></svg>'
-    )
+def _runs(study: Study, output: Path) -> str:
+    table = runs_table(study, output)
+    return table if len(study.runs) <= MOST_RUNS else _folded(f"All {len(study.runs)} runs", table)
 
 
 def _made(analysis: Analysis) -> str:

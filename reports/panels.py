@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from configs.errors import ConfigError
 from reports.collect import Curve, Run, Study
 from reports.statistics import mean_band
 
@@ -64,19 +65,26 @@ class Band(NamedTuple):
     runs: int
 
 
-def panels_of(study: Study) -> list[Panel]:
+def panels_of(study: Study, compare: Sequence[str] = ()) -> list[Panel]:
     """Group the runs of a study.
 
     The method is the factor ``reset``, without it ``arm``, without that the first one that says how rather than what is
-    learned; the experiment's hint ``compare`` names another. Runs that end where others begin are no method of their
-    own; one that goes on beside its branches is compared with them.
+    learned. Runs that end where others begin are no method of their own; one that goes on beside its branches is
+    compared with them.
+
+    Args:
+        study: the runs.
+        compare: factors whose combinations are the methods instead; empty: those of the experiment's hint ``compare``.
+
+    Raises:
+        ConfigError: a factor that does not vary.
     """
     lengths = {run.parent: run.total_steps for run in study.runs if run.parent}
     runs = [run for run in study.runs if run.total_steps >= lengths.get(run.name, 0)] or list(study.runs)
-    compared = str(study.hints.get("compare") or compared_factor(runs))
+    compared = _compared(runs, [*compare] or study.hints.get("compare") or [])
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
-        setting = tuple((key, value) for key, value in run.factors.items() if key != compared)
+        setting = tuple((key, value) for key, value in run.factors.items() if key not in compared)
         groups.setdefault(setting, []).append(run)
     if any(_has_twins(group, compared) for group in groups.values()):
         groups = {
@@ -91,31 +99,38 @@ def panels_of(study: Study) -> list[Panel]:
     ]
 
 
-def compared_factor(runs: Sequence[Run]) -> str:
-    """Return the factor whose values are methods; empty where there is none."""
+def _compared(runs: Sequence[Run], wanted: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the factors whose values are methods; empty where there are none."""
     factors = list(dict.fromkeys(key for run in runs for key in run.factors))
     varied = [key for key in factors if len({run.factors.get(key) for run in runs}) > 1]
+    wanted = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    for key in wanted:
+        if key not in varied:
+            raise ConfigError(
+                f"compare {key}: no factor that varies; there are {', '.join(varied) or 'none'}"
+            )
+    if wanted:
+        return wanted
     how = [key for key in varied if key not in SETTINGS and not key.startswith("env.")]
-    return next((key for key in ("reset", "arm", *how) if key in varied), "")
+    return tuple([key for key in ("reset", "arm", *how) if key in varied][:1])
 
 
-def _has_twins(runs: Sequence[Run], compared: str) -> bool:
+def _has_twins(runs: Sequence[Run], compared: Sequence[str]) -> bool:
     """Whether two of these runs have the same method and seed: stages that repeat each other."""
     return len({(_method(run, compared), run.seed) for run in runs}) < len(runs)
 
 
-def _method(run: Run, compared: str) -> str:
-    value = run.factors.get(compared)
-    if not value:
-        return str(run.config.get("reset.name", "run"))
-    return value if compared in NAMES_OF_METHODS else f"{_short(compared)} {value}"
+def _method(run: Run, compared: Sequence[str]) -> str:
+    given = [(key, value) for key in compared if (value := run.factors.get(key))]
+    words = [value if key in NAMES_OF_METHODS else f"{_short(key)} {value}" for key, value in given]
+    return ", ".join(words) or str(run.config.get("reset.name", "run"))
 
 
 def _short(key: str) -> str:
     return key.rpartition(".")[2].replace("_", " ")
 
 
-def _panel(label: str, runs: Sequence[Run], compared: str, wanted_baseline: str) -> Panel:
+def _panel(label: str, runs: Sequence[Run], compared: Sequence[str], wanted_baseline: str) -> Panel:
     methods: dict[str, list[Run]] = {}
     for run in runs:
         method = _method(run, compared)

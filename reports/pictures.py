@@ -30,7 +30,7 @@ def picture_of_curves(panels: Sequence[Panel], look: Mapping[str, Style], family
     Returns:
         a PNG.
     """
-    figure, axes = _grid(len(panels))
+    figure, axes = _grid(len(panels), share_y=len({panel.env for panel in panels}) == 1)
     for panel, axis in zip(panels, axes, strict=False):
         for method, runs in panel.methods.items():
             curves = [run.evaluation if family == "evaluation" else run.training for run in runs]
@@ -44,7 +44,7 @@ def picture_of_curves(panels: Sequence[Panel], look: Mapping[str, Style], family
 
 def picture_of_tasks(panels: Sequence[Panel], look: Mapping[str, Style], column: str, words: str) -> bytes:
     """Draw a column of ``tasks.csv`` by task number for each panel, mean of seeds with interval; returns a PNG."""
-    figure, axes = _grid(len(panels))
+    figure, axes = _grid(len(panels), share_y=len({panel.env for panel in panels}) == 1)
     for panel, axis in zip(panels, axes, strict=False):
         for method, runs in panel.methods.items():
             _draw(axis, task_band(runs, column), method, look)
@@ -80,7 +80,7 @@ def _draw(axis: Axes, drawn: Band, method: str, look: Mapping[str, Style]) -> No
     axis.fill_between(drawn.x, drawn.low, drawn.high, color=style.colour, alpha=0.15, lw=0)
 
 
-def _grid(number: int) -> tuple[Figure, list[Axes]]:
+def _grid(number: int, share_y: bool = False) -> tuple[Figure, list[Axes]]:
     # Figures of their own, not pyplot's: a notebook's backend (MPLBACKEND) is neither needed nor changed.
     backend = os.environ.pop("MPLBACKEND", None)
     try:
@@ -89,11 +89,11 @@ def _grid(number: int) -> tuple[Figure, list[Axes]]:
     finally:
         if backend is not None:
             os.environ["MPLBACKEND"] = backend
-    columns = min(MOST_COLUMNS, number)
+    columns = 2 if number == 4 else min(MOST_COLUMNS, number)
     rows = -(-number // columns)
     figure = Figure(figsize=(4.2 * columns + 1.8, 3.2 * rows + 0.3), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=share_y).flat)
     for axis in axes[number:]:
         axis.set_visible(False)
     return figure, axes

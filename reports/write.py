@@ -29,7 +29,12 @@ from reports.tables import (
 PAGE = "report.html"
 
 
-def write_report(sources: Sequence[Path], output: Path | None = None, against: Sequence[str] = ()) -> Path:
+def write_report(
+    sources: Sequence[Path],
+    output: Path | None = None,
+    against: Sequence[str] = (),
+    compare_by: Sequence[str] = (),
+) -> Path:
     """Write the report on run folders or an experiment.
 
     Args:
@@ -37,18 +42,17 @@ def write_report(sources: Sequence[Path], output: Path | None = None, against: S
         output: folder, made if missing; None: ``report`` in the experiment's folder, or ``<name>-report`` beside the
             folder that holds the runs.
         against: methods with which the others are compared; empty: the baseline, and ``fire``.
+        compare_by: factors whose combinations are the methods; empty: see :func:`reports.panels.panels_of`.
 
     Returns:
         the page's path; beside it lie ``report.md``, PNG and CSV files.
 
     Raises:
-        ConfigError: a source is no run, a method is unknown, or the folder cannot be written.
+        ConfigError: a source is no run, a method or a factor is unknown, or the folder cannot be written.
         RunFileError: the experiment's plan is damaged.
     """
     study = collect(sources)
-    analysis = analyse(study, against)
-    if unknown := [name for name in against if name not in analysis.methods]:
-        raise ConfigError(f"--against {unknown[0]}: no such method; there are {', '.join(analysis.methods)}")
+    analysis = analyse(study, against, compare_by)
     folder = output or default_output(study)
     try:
         folder.mkdir(parents=True, exist_ok=True)

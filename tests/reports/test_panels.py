@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from configs.errors import ConfigError
 from reports.collect import Curve
 from reports.panels import band, panels_of, task_band
 
@@ -51,6 +52,23 @@ def test_hints_choose_method_and_baseline(experiment):
     panels = panels_of(study)
     assert [list(panel.methods) for panel in panels] == [["deep", "wide"]] * 2
     assert [panel.label for panel in panels] == ["none", "fire"]
+
+
+def test_combinations_of_factors_can_be_methods(experiment):
+    study = experiment(
+        *runs(["none", "fire"], [0], **{"agent.layer_norm": True}),
+        *runs(["none", "fire"], [0], **{"agent.layer_norm": False}),
+        report={"baseline": "layer norm false, none"},
+    )
+    (panel,) = panels_of(study, ["agent.layer_norm", "reset"])
+    assert set(panel.methods) == {
+        f"layer norm {norm}, {r}" for norm in ("true", "false") for r in ("none", "fire")
+    }
+    assert panel.baseline == "layer norm false, none"
+    with pytest.raises(
+        ConfigError, match=r"compare magic: no factor that varies; there are agent\.layer_norm, reset"
+    ):
+        panels_of(study, ["magic"])
 
 
 def test_a_run_that_goes_on_is_compared_with_its_branches(experiment):
