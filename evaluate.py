@@ -79,7 +79,7 @@ def _run(args: argparse.Namespace) -> int:
     from agents import make_agent
     from common import checkpoint
     from common.seeding import stream_seed
-    from envs import import_module_of, make_evaluation_env
+    from envs import import_module_of, make_evaluation_env, resolve_env_id
     from training.evaluation import evaluate, load_agent
 
     if args.episodes < 1:
@@ -105,6 +105,8 @@ def _run(args: argparse.Namespace) -> int:
     saved, state = load_agent(args.run / "checkpoints", args.checkpoint)
 
     env = make_evaluation_env(config, 1, None if args.video is None else "rgb_array")
+    if config.env.change.period:
+        env.set_task(config.env.change.task_trained(state["env_step"]))
     device = torch.device("cpu")
     agent = make_agent(config, env.observation_space, env.action_space, env.max_episode_steps, device)
     with checkpoint.fitting(saved):
@@ -128,7 +130,8 @@ def _run(args: argparse.Namespace) -> int:
                 result = play(frames=video)
         except OSError as error:  # the encoder's words are many lines
             raise VideoError(f"cannot write {video_path}: {str(error).strip().splitlines()[0]}") from error
-    figures = summary(result, env.env_id, state["env_step"], saved.name)
+    played = config.env.task_id(config.env.change.task_trained(state["env_step"]))
+    figures = summary(result, resolve_env_id(played), state["env_step"], saved.name)
     print(format_table([[key, _shown(value)] for key, value in figures.items() if key != "returns"]))
     if args.json:
         args.json.write_text(to_json(figures, indent=1) + "\n")

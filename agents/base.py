@@ -208,6 +208,10 @@ class Agent(ABC):
         """Share of random actions at ``env_step``; None: the agent explores in another way."""
         return None
 
+    def restart_exploration(self, period: int, duration: int) -> bool:
+        """Let exploration begin anew every ``period`` env steps and fall again over ``duration``; False: it cannot."""
+        return False
+
     def reset_temperature(self) -> None:  # noqa: B027
         """Return the entropy coefficient to its initial value; nothing where there is none."""
 

@@ -21,7 +21,7 @@ from agents.graphs import Capture
 from agents.networks import MLPQNetwork, NatureQNetwork, NipsQNetwork, pixels_to_floats
 from agents.numerics import FLOAT32, Numerics
 from agents.replay import Batch
-from common.schedules import LinearSchedule
+from common.schedules import LinearSchedule, Restarted
 from configs.schema import Config, DQNConfig
 from fire.network.slot import NetworkSlot
 
@@ -79,7 +79,7 @@ class DQN(Agent):
             fused=True,
             capturable=device.type == "cuda",
         )
-        self._epsilon = LinearSchedule(
+        self._epsilon: LinearSchedule | Restarted = LinearSchedule(
             config.epsilon_start,
             config.epsilon_end,
             learning_starts,
@@ -98,6 +98,12 @@ class DQN(Agent):
 
     def epsilon(self, env_step: int) -> float:
         return self._epsilon(env_step)
+
+    def restart_exploration(self, period: int, duration: int) -> bool:
+        assert isinstance(self._epsilon, LinearSchedule), "restarted already"
+        again = LinearSchedule(self._epsilon.start, self._epsilon.end, 0, duration)
+        self._epsilon = Restarted(self._epsilon, again, period)
+        return True
 
     def draw_exploration(self, count: int, env_step: int) -> tuple[Tensor, Tensor]:
         """Which environments explore, each by a draw of its own, and their random actions."""

@@ -67,6 +67,12 @@ def make_agent(
     Numerics(config.precision, config.compile).check(device)
     parts = (observation_space, action_space, max_episode_steps, device, pick_capture(config, device))
     agent = row.agent.from_config(config, *parts)
+    change = config.env.change
+    restarts = change.period and change.exploration == "restart"
+    if restarts and not agent.restart_exploration(change.period, change.exploration_steps):
+        raise ConfigError(
+            f"env.change.exploration restart: {config.algo} has no schedule of exploration; valid: keep"
+        )
     unknown = sorted(set(config.reset.networks) - set(agent.networks()))
     if unknown:
         valid = ", ".join(agent.networks())

@@ -76,6 +76,7 @@ class Replay(ABC):
         self.span = torch.zeros((num_runs, 2), dtype=torch.int64)
         self._oldest_row, self._rows_filled = self.span.numpy().T  # views
         self._rows_written = 0  # ever; beyond them the arrays hold whatever memory held
+        self._to_clear: set[int] = set()  # runs whose transitions give way to the next row
         self._first_column = torch.arange(num_runs, device=self.device).unsqueeze(1) * num_envs
         self._arrays: dict[str, Tensor] = {}  # (rows, K * num_envs, ...)
         self._flat: dict[str, Tensor] = {}  # views of them, (rows * K * num_envs, ...)
@@ -124,6 +125,9 @@ class Replay(ABC):
         for name, value in values.items():
             self._arrays[name][self.next_row].copy_(torch.as_tensor(value))
         self.next_row = (self.next_row + 1) % self.num_rows
+        if self._to_clear:
+            self._rows_filled[list(self._to_clear)] = 0
+            self._to_clear.clear()
         np.minimum(self._rows_filled + 1, self.num_rows, out=self._rows_filled)
         np.remainder(self.next_row - self._rows_filled, self.num_rows, out=self._oldest_row)
         self._rows_written = min(self._rows_written + 1, self.num_rows)
@@ -211,7 +215,8 @@ class Replay(ABC):
     def _run_state(self, k: int) -> dict[str, Any]:
         written = {name: a[: self._rows_written, self._columns(k)] for name, a in self._arrays.items()}
         arrays = {name: a.clone(memory_format=torch.contiguous_format) for name, a in written.items()}
-        return {**arrays, "next_row": self.next_row, "rows_filled": int(self._rows_filled[k])}
+        clear = {"to_clear": True} if k in self._to_clear else {}
+        return {**arrays, "next_row": self.next_row, "rows_filled": int(self._rows_filled[k]), **clear}
 
     def _load_run_state(self, k: int, state: Mapping[str, Any]) -> None:
         next_row, columns, length = int(state["next_row"]), self._columns(k), len(state["reward"])
@@ -237,6 +242,9 @@ class Replay(ABC):
         self.next_row = next_row
         self._rows_filled[k] = int(state["rows_filled"])
         self._oldest_row[k] = (next_row - self._rows_filled[k]) % self.num_rows
+        self._to_clear.discard(k)
+        if state.get("to_clear"):
+            self._to_clear.add(k)
 
 
 class RunReplay:
@@ -277,6 +285,10 @@ class RunReplay:
     def gather(self, index: Tensor) -> Batch:
         """Return the transitions of int64 ``index (B,)`` in ``[0, len(self))``; 0 is the oldest row's first column."""
         return self._replay.gather(index.unsqueeze(0), k=self._k).run(0)
+
+    def clear(self) -> None:
+        """Let the transitions held give way to the next row; until it comes they can still be sampled."""
+        self._replay._to_clear.add(self._k)
 
     def check_valid(self) -> tuple[bool, str]:
         """Return whether the invariants hold and, if not, which one is broken.

@@ -13,6 +13,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -45,8 +46,8 @@ def measure(flags: str, starts: int, skipped: int, steps: int, lag: int) -> dict
     seconds, marks = [0.0], []
     build, advance = loop.make_training_env, Clock.advance
 
-    def timed_env(config: Config, num_runs: int) -> VecEnv:
-        env = build(config, num_runs)
+    def timed_env(config: Config, seeds: Sequence[int]) -> VecEnv:
+        env = build(config, seeds)
         take = env.step
 
         def step(actions: np.ndarray) -> Step:

@@ -31,6 +31,18 @@ def first_reached(step: int, num_envs: int) -> int:
     return -(-step // num_envs) * num_envs
 
 
+@dataclass(frozen=True)
+class Restarted:
+    """``first`` for ``period`` steps; then, in every further period anew, ``again`` of the steps since it began."""
+
+    first: LinearSchedule
+    again: LinearSchedule
+    period: int
+
+    def __call__(self, step: int) -> float:
+        return self.first(step) if step < self.period else self.again(step % self.period)
+
+
 class Every:
     """Due once whenever the step count reaches or passes a multiple of ``period``; 0 means never.
 

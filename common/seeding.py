@@ -14,6 +14,7 @@ STREAMS = (
     "eval_env",  # resets of the evaluation environments and the random baseline policy
     "reset",  # fresh weights drawn by network resets
     "metrics",  # probe batches of the plasticity metrics
+    "change",  # tasks that change
 )
 
 

@@ -47,6 +47,100 @@ class AtariConfig:
 
 
 @dataclass(frozen=True)
+class PhysicsConfig:
+    """Ranges of the factors on physical quantities, of which every task draws one each, uniformly in the logarithm."""
+
+    gravity: tuple[float, ...] = option(
+        (1.0, 1.0), "range of the factor on gravity; 1 1: as it is", minimum=0
+    )
+    friction: tuple[float, ...] = option((1.0, 1.0), "of that on the friction of every contact", minimum=0)
+    strength: tuple[float, ...] = option((1.0, 1.0), "of that on the force of every actuator", minimum=0)
+    mass: tuple[float, ...] = option((1.0, 1.0), "of that on masses and inertias of all bodies", minimum=0)
+    length: tuple[float, ...] = option((1.0, 1.0), "of that on the length of a pole or link", minimum=0)
+    speed: tuple[float, ...] = option((1.0, 1.0), "of that on the speed that an H1 task asks for", minimum=0)
+
+    def __post_init__(self) -> None:
+        for name, bounds in self.ranges().items():
+            if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
+                raise ValueError(
+                    f"{name} must be two numbers above 0, the lower one first, got {list(bounds)}"
+                )
+
+    def ranges(self) -> dict[str, tuple[float, ...]]:
+        """Return the range of every quantity by its name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+@dataclass(frozen=True)
+class ChangeConfig:
+    """Tasks that change: what, how often, and what the agent does then (``reset.on_change`` beside it)."""
+
+    kind: str = option(
+        "none",
+        "what makes a new task: a random orthonormal map of the observation (rotate), the same map turned a little "
+        "(drift), permuted or sign-flipped actions (actions), other physics (physics), the next of several "
+        "environments (sequence)",
+        choices=("none", "rotate", "drift", "actions", "physics", "sequence"),
+    )
+    every: int = option(0, "length of a task, a multiple of env.num_envs", "env steps", minimum=0)
+    dims: int = option(
+        0, "rotate, drift: numbers observed, at least as many as the environment gives; 0: as many", minimum=0
+    )
+    angle: float = option(
+        0.5,
+        "drift: about the angle by which a new task turns an observation (its skew matrix has entries of standard "
+        "deviation angle / sqrt(dims))",
+        "rad",
+        minimum=0,
+    )
+    standardize_steps: int = option(
+        1_000,
+        "rotate, drift: random play before the run whose mean and standard deviation standardise observations for "
+        "good; 0: they are mapped as they are",
+        "env steps",
+        minimum=0,
+    )
+    ids: tuple[str, ...] = option((), "sequence: environments with equal spaces, one after the other, cyclic")
+    physics: PhysicsConfig = PhysicsConfig()
+    replay: str = option(
+        "keep", "stored transitions at a change: keep them, or clear them", choices=("keep", "clear")
+    )
+    exploration: str = option(
+        "keep",
+        "DQN's epsilon at a change: keep its schedule, or restart it, from start to end",
+        choices=("keep", "restart"),
+    )
+    exploration_steps: int = option(
+        1_000, "steps over which a restarted epsilon falls", "env steps", minimum=0
+    )
+    evaluate_previous: bool = option(
+        False, "at the end of each task, evaluate on the one before it, too (forgetting)"
+    )
+
+    def __post_init__(self) -> None:
+        if self.kind == "none":
+            return
+        if not self.every:
+            raise ValueError(f"every must be above 0 with kind {self.kind}, got 0")
+        if self.kind == "sequence" and len(self.ids) < 2:
+            raise ValueError(
+                f"ids must name two environments or more with kind sequence, got {list(self.ids)}"
+            )
+        if self.kind == "physics" and self.physics == PhysicsConfig():
+            names = ", ".join(f"physics.{name}" for name in self.physics.ranges())
+            raise ValueError(f"kind physics changes nothing: give a range to one of {names}")
+
+    @property
+    def period(self) -> int:
+        """Length of a task in env steps; 0: there is one task only."""
+        return 0 if self.kind == "none" else self.every
+
+    def task_trained(self, env_step: int) -> int:
+        """Return the number of the task to which transition ``env_step`` belongs (the first one is 1)."""
+        return max(env_step - 1, 0) // self.period if self.period else 0
+
+
+@dataclass(frozen=True)
 class EnvConfig:
     """The training and evaluation environments."""
 
@@ -56,6 +150,21 @@ class EnvConfig:
         1, "times each action is applied; rewards are summed", "frames per env step", minimum=1
     )
     atari: AtariConfig = AtariConfig()
+    change: ChangeConfig = ChangeConfig()
+
+    def __post_init__(self) -> None:
+        if self.change.period % self.num_envs:
+            raise ValueError(
+                f"change.every {self.change.every} must be a multiple of num_envs {self.num_envs}, so that every task "
+                "has exactly as many steps"
+            )
+        if self.change.kind == "sequence" and self.change.ids[0] != self.id:
+            raise ValueError(f"change.ids must begin with env.id {self.id}, got {self.change.ids[0]}")
+
+    def task_id(self, task: int) -> str:
+        """Return the environment that is played in ``task``."""
+        ids = self.change.ids if self.change.kind == "sequence" else (self.id,)
+        return ids[task % len(ids)]
 
 
 @dataclass(frozen=True)
@@ -164,6 +273,9 @@ class ResetConfig:
     strategy: str = option("fire", "reset strategy, an entry of fire.options.OPTIONS")
     every: int = option(0, "reset whenever this many steps have passed; 0: never", "env steps", minimum=0)
     at: tuple[int, ...] = option((), "further reset points", "env steps", minimum=1)
+    on_change: bool = option(
+        False, "reset at every change of tasks (env.change), of which other resets are not told"
+    )
     warmup: int = option(0, "no reset before this", "env steps", minimum=0)
     until: int | None = option(None, "no periodic reset after this; null: to the end", "env steps", minimum=0)
     networks: tuple[str, ...] = option((), "networks to reset (sac, td3: actor, critic; dqn: q); empty: all")
@@ -306,6 +418,8 @@ class Config:
                 f"total_steps {self.total_steps} must exceed replay.learning_starts "
                 f"{self.replay.learning_starts}, or nothing is learned"
             )
+        if self.reset.on_change and not self.env.change.period:
+            raise ValueError("reset.on_change true needs tasks that change: env.change.kind is none")
         if self.reset.trigger.metric and not self.log.metrics_every:
             raise ValueError(
                 "reset.trigger.metric needs metrics to be measured: log.metrics_every must be above 0, got 0"

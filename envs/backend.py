@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from gymnasium import spaces
@@ -88,6 +88,24 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the environments."""
+
+
+@runtime_checkable
+class Physical(Protocol):
+    """A ``Backend`` whose physics can be changed.
+
+    Attributes:
+        quantities: what ``set_physics`` can change, fields of ``PhysicsConfig``.
+    """
+
+    quantities: tuple[str, ...]
+
+    def set_physics(self, factors: Sequence[Mapping[str, float]]) -> None:
+        """Multiply physical quantities, as they were built, by these factors; ``start`` must follow.
+
+        Args:
+            factors: of each row, by quantity; at least those of ``quantities``.
+        """
 
 
 def agent_steps(max_frames: int | None, action_repeat: int) -> int | None:

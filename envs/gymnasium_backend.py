@@ -15,6 +15,7 @@ from gymnasium.wrappers.utils import rescale_box
 from envs.backend import Transition, agent_steps
 from envs.errors import EnvError
 from envs.ids import resolve_env_id
+from envs.physics import nominal_of, quantities_of, scale_env
 from envs.rendering import select_gl_backend
 
 
@@ -41,6 +42,8 @@ class GymnasiumBackend:
         self.observation_space = self._envs[0].observation_space
         self.max_episode_steps = agent_steps(gym.spec(env_id).max_episode_steps, action_repeat)
         self.frames_per_second = float(self._envs[0].metadata.get("render_fps", 30))
+        self.quantities = quantities_of(self._envs[0])
+        self._nominal: list[Any] = []  # physics of each row as it was built; known once it is changed
         self._obs = np.zeros((num_rows, *self.observation_space.shape), self.observation_space.dtype)
         self._actions: list[
             np.ndarray
@@ -48,6 +51,12 @@ class GymnasiumBackend:
         self._begun = np.zeros(
             num_rows, dtype=np.int64
         )  # position in ``_actions`` where each row's episode began
+
+    def set_physics(self, factors: Sequence[Mapping[str, float]]) -> None:
+        if not self._nominal:
+            self._nominal = [nominal_of(env) for env in self._envs]
+        for env, nominal, own in zip(self._envs, self._nominal, factors, strict=True):
+            scale_env(env, nominal, own)
 
     def start(self, seeds: Sequence[int]) -> np.ndarray:
         return self.restart(np.arange(len(self._envs)), seeds)

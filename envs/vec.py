@@ -11,15 +11,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from common.games import find_game
 from configs.schema import AtariConfig, Config
 from envs.backend import Backend
+from envs.backends import make_backend, make_changing_backend
+from envs.change import ChangingBackend, Tasks
 from envs.errors import EnvError
-from envs.gymnasium_backend import GymnasiumBackend
 from envs.ids import resolve_env_id
 
 # First word of numpy.random.SeedSequence's spawn_key: which consumer a stream belongs to.
@@ -48,14 +47,16 @@ class Step(NamedTuple):
     reward: np.ndarray
     terminated: np.ndarray  # (R,) bool: the task ended, nothing follows (Atari with episodic_life: or a life)
     truncated: np.ndarray  # (R,) bool: only the clock ended; never true together with ``terminated``
-    episodes: list[Episode]  # those that ended in this step, by rising env_index
+    # those that ended in this step, by rising env_index; one that a change of tasks has cut off is not among them
+    episodes: list[Episode]
 
 
 class VecEnv:
     """N copies of one environment for each of K runs, stepped together and reset when an episode ends.
 
     Rows are run-major: run k owns rows k * N to (k + 1) * N - 1 and gets what a ``VecEnv`` of its own would give it,
-    bit for bit.
+    bit for bit. With ``tasks`` that go on, all rows are truncated and start anew after every ``change.every`` env steps
+    of a run, in the next task; the last ``next_obs`` of a task is still its own.
 
     Attributes:
         env_id: the registered id.
@@ -76,6 +77,7 @@ class VecEnv:
         render_mode: str | None = None,
         atari: AtariConfig | None = None,
         num_runs: int = 1,
+        tasks: Tasks | None = None,
     ) -> None:
         """Build the environments; see ``make_vec`` for the arguments and errors."""
         for name, count in (("num_envs", num_envs), ("action_repeat", action_repeat), ("num_runs", num_runs)):
@@ -86,9 +88,16 @@ class VecEnv:
         self.num_runs = num_runs
         self.num_rows = num_runs * num_envs
         self.action_repeat = action_repeat
-        self._backend = make_backend(
-            self.env_id, num_runs, num_envs, action_repeat, render_mode, atari or AtariConfig()
-        )
+        parts = (num_runs, num_envs, action_repeat, render_mode, atari or AtariConfig())
+        self._backend: Backend
+        self._changing: ChangingBackend | None = None
+        self._period = 0  # env steps of a run after which the next task begins
+        self._steps = 0  # env steps of each run
+        if tasks is None:
+            self._backend = make_backend(self.env_id, *parts)
+        else:
+            self._backend = self._changing = make_changing_backend(self.env_id, tasks, *parts)
+            self._period = tasks.options.period if tasks.go_on else 0
         self.max_episode_steps = self._backend.max_episode_steps
         self.observation_space = _standard_space(self._backend.observation_space)
         self.action_space = self._backend.action_space
@@ -108,6 +117,9 @@ class VecEnv:
         seeds = [seeds] if isinstance(seeds, int | np.integer) else list(seeds)
         self._require_one_per_run("seeds", len(seeds))
         self._seeds = [int(seed) for seed in seeds]
+        self._steps = 0
+        if self._period:
+            self.set_task(0)
         self._random_draws = [0] * self.num_runs
         self._episode = np.zeros(self.num_rows, dtype=np.int64)
         self._episode_return = np.zeros(self.num_rows, dtype=np.float64)
@@ -136,14 +148,36 @@ class VecEnv:
         self._length += 1
         self._require_finite("observation", next_obs)
         self._require_finite("reward", reward)
-        self._obs, episodes = reached.obs, []
+        self._obs, episodes, truncated = reached.obs, [], reached.truncated
         if np.count_nonzero(reached.over):  # far quicker than any() on a few numbers
             episodes = self._start_next_episodes(np.flatnonzero(reached.over))
+        self._steps += self.num_envs
+        if self._period and self._steps % self._period == 0:
+            truncated = np.ones_like(truncated)
+            self._start_next_task(reached.over)
         obs = next_obs if self._obs is reached.next_obs else self._obs.astype(self._obs_dtype)
-        if episodes:
+        if self._obs is not reached.obs:
             self._require_finite("observation", obs)
-        truncated = reached.truncated & ~reached.terminated
+        truncated = truncated & ~reached.terminated
         return Step(obs, next_obs, reward, reached.terminated, truncated, episodes)
+
+    @property
+    def task(self) -> int:
+        """Number of the task that is played now, from 0."""
+        return 0 if self._changing is None else self._changing.task
+
+    def set_task(self, task: int, like: VecEnv | None = None, run: int = 0) -> None:
+        """Play ``task`` from the next ``reset`` on; only where tasks change.
+
+        Args:
+            task: its number, from 0.
+            like: environments of the same configuration, as whose run ``run`` observations are standardised.
+            run: see above.
+        """
+        assert self._changing is not None, f"{self.env_id} has one task only"
+        if like is not None and like._changing is not None:
+            self._changing.follow(like._changing, run)
+        self._changing.set_task(task)
 
     def cut_off(self, rows: np.ndarray) -> tuple[np.ndarray, list[Episode]]:
         """End the episodes of ``rows``, ascending indices, which would go on, and start the next ones there.
@@ -186,6 +220,7 @@ class VecEnv:
         of the episode (a game: since its console was seeded).
         """
         self._require_reset()
+        steps = {"steps": self._steps} if self._period else {}
         rows = slice(run * self.num_envs, (run + 1) * self.num_envs)
         none_taken = np.zeros((0, *self._actions_shape[1:]), dtype=self.action_space.dtype)
         return {
@@ -200,6 +235,7 @@ class VecEnv:
             "obs": self._obs[rows].astype(self._obs_dtype),
             "actions": [none_taken.copy() for _ in range(self.num_envs)],
             "native": np.zeros(0),
+            **steps,
             **self._backend.state_dict(rows),
         }
 
@@ -231,6 +267,7 @@ class VecEnv:
         self._episode_return = joined("episode_return", np.float64)
         self._length = joined("episode_length", np.int64)
         self._obs = joined("obs", self._obs_dtype)
+        self._steps = int(states[0].get("steps", 0))
         reached = self._backend.load_state_dict(states, self._reset_seeds(np.arange(self.num_rows)))
         if reached is not None:
             for row, (again, saved) in enumerate(
@@ -255,6 +292,14 @@ class VecEnv:
         self._episode[rows] += 1
         self._obs = self._backend.restart(rows, self._reset_seeds(rows))
         return episodes
+
+    def _start_next_task(self, over: np.ndarray) -> None:
+        """Cut off what goes on, all but the rows just started anew (``over``), and begin the next task everywhere."""
+        self._episode_return[:] = 0.0
+        self._length[:] = 0
+        self._episode[~over] += 1
+        self.set_task(self._steps // self._period)
+        self._obs = self._backend.start(self._reset_seeds(np.arange(self.num_rows)))
 
     def _episodes(self, rows: np.ndarray) -> list[Episode]:
         returns, lengths = self._episode_return[rows].tolist(), self._length[rows].tolist()
@@ -336,28 +381,6 @@ def _standard_space(space: spaces.Box) -> spaces.Box:
         return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
 
 
-def make_backend(
-    env_id: str, num_runs: int, num_envs: int, action_repeat: int, render_mode: str | None, atari: AtariConfig
-) -> Backend:
-    """Build the environments of all runs in one backend; ``env_id`` is registered.
-
-    Raises:
-        EnvError: missing dependency, unsupported spaces.
-    """
-    num_rows = num_runs * num_envs
-    # The emulator and MuJoCo are imported for those who need them only.
-    if game := find_game(env_id):
-        from envs.atari import AtariBackend
-
-        return AtariBackend(game, num_rows, action_repeat, atari, render_mode is not None)
-    if gym.spec(env_id).vector_entry_point == "envs.humanoid.vector:HumanoidVectorEnv":
-        from envs.humanoid.backend import HumanoidBackend
-
-        # A run of a single environment computes its rewards on plain numbers; beside others it must do the same.
-        return HumanoidBackend(env_id, num_rows, action_repeat, render_mode, scalar_rewards=num_envs == 1)
-    return GymnasiumBackend(env_id, num_rows, action_repeat, render_mode)
-
-
 def make_vec(
     env_id: str,
     num_envs: int = 1,
@@ -365,6 +388,7 @@ def make_vec(
     render_mode: str | None = None,
     atari: AtariConfig | None = None,
     num_runs: int = 1,
+    tasks: Tasks | None = None,
 ) -> VecEnv:
     """Build ``num_envs`` copies of an environment for each of ``num_runs`` runs, to be stepped together.
 
@@ -375,21 +399,32 @@ def make_vec(
         render_mode: None, or "rgb_array" for ``VecEnv.render``.
         atari: protocol of a game; None: FIRE's.
         num_runs: runs that step as one.
+        tasks: that change; None: there is one.
 
     Raises:
-        EnvError: unknown id, missing dependency, unsupported spaces, a count below 1.
+        EnvError: unknown id, missing dependency, unsupported spaces, a count below 1, a change that is impossible here.
     """
-    return VecEnv(env_id, num_envs, action_repeat, render_mode, atari, num_runs)
+    return VecEnv(env_id, num_envs, action_repeat, render_mode, atari, num_runs, tasks)
 
 
-def make_training_env(config: Config, num_runs: int = 1) -> VecEnv:
-    """Build the environments that ``num_runs`` runs of ``config`` train in; see ``make_vec`` for errors."""
-    env = config.env
-    return make_vec(env.id, env.num_envs, env.action_repeat, atari=env.atari, num_runs=num_runs)
+def make_training_env(config: Config, seeds: Sequence[int] = ()) -> VecEnv:
+    """Build the environments that runs of ``config`` train in; see ``make_vec`` for errors.
+
+    Args:
+        config: of any of the runs.
+        seeds: of all of them; empty: there is one, with the configuration's own.
+    """
+    env, seeds = config.env, tuple(seeds) or (config.seed,)
+    tasks = Tasks(env.change, seeds, go_on=True) if env.change.period else None
+    return make_vec(env.id, env.num_envs, env.action_repeat, None, env.atari, len(seeds), tasks)
 
 
 def make_evaluation_env(config: Config, num_envs: int, render_mode: str | None = None) -> VecEnv:
-    """Build environments as one run of ``config`` trains in, but for whole games; see ``make_vec`` for errors."""
+    """Build environments as one run of ``config`` trains in, but for whole games; see ``make_vec`` for errors.
+
+    Where tasks change they stay in the first until ``set_task``.
+    """
     env = config.env
     atari = dataclasses.replace(env.atari, episodic_life=False)
-    return make_vec(env.id, num_envs, env.action_repeat, render_mode, atari)
+    tasks = Tasks(env.change, (config.seed,), go_on=False) if env.change.period else None
+    return make_vec(env.id, num_envs, env.action_repeat, render_mode, atari, 1, tasks)

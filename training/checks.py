@@ -29,13 +29,21 @@ def require_repeatable(config: Config) -> None:
     """
     seed = stream_seed(config.seed, "eval_env")
     with contextlib.closing(make_evaluation_env(config, 1)) as env:
-        first, second = (_rollout(env, seed) for _ in range(2))
+        for task in range(len(config.env.change.ids) if config.env.change.kind == "sequence" else 1):
+            if task:
+                env.set_task(task)
+            _require_equal(config.env.task_id(task), *(_rollout(env, seed) for _ in range(2)))
+
+
+def _require_equal(
+    env_id: str, first: list[dict[str, np.ndarray]], second: list[dict[str, np.ndarray]]
+) -> None:
     for index, (one, other) in enumerate(zip(first, second, strict=True)):
         for name, value in one.items():
             if not np.array_equal(value, other[name]):
                 when = f"after {index} env steps" if index else "right after the reset"
                 raise EnvError(
-                    f"{config.env.id} does not repeat itself: from the same seed and with the same actions its {name} "
+                    f"{env_id} does not repeat itself: from the same seed and with the same actions its {name} "
                     f"is another {when}, so no run in it could be resumed or repeated"
                 )
 

@@ -108,6 +108,11 @@ class Due:
         self._metrics = Every(config.log.metrics_every)
         self._reset_every = Every(config.reset.every if has_reset_points else 0, config.reset.until)
         self._reset_at = At(config.reset.at if has_reset_points else ())
+        change = config.env.change.period
+        self._reset_on_change = Every(
+            change if has_reset_points and config.reset.on_change else 0, config.reset.until
+        )
+        self._change = Every(change)
         self._evaluation = Every(config.eval.every)
         self._checkpoint = Every(config.checkpoint.every)
         self._checkpoint_at = At(config.checkpoint.at)
@@ -133,7 +138,8 @@ class Due:
     def resets_possible(self) -> bool:
         """Whether any reset can happen before the end."""
         reset, last = self._options, self._total_steps - 1
-        every = 0 < reset.every <= min(last, last if reset.until is None else reset.until)
+        periods = (reset.every, self._change.period if reset.on_change else 0)
+        every = any(0 < each <= min(last, last if reset.until is None else reset.until) for each in periods)
         return self._has_reset_points and (
             every or any(step <= last for step in reset.at) or bool(self._options.trigger.metric)
         )
@@ -162,22 +168,28 @@ class Due:
             self._trigger_reason = self._trigger.update(self._clock.env_step, metrics)
 
     def reset(self) -> str | None:
-        """Return why the networks are to be reset now (``every``, ``at`` or the trigger's words), or None."""
+        """Return why the networks are to be reset now (``change``, ``every``, ``at``, the trigger's words), or None."""
         step = self._clock.env_step
         if self._clock.finished:  # nothing could be learned from it, unless the run is made longer
             return None
         # Each must be asked, or what two of them share would leave one due again at the next step.
         every, at = self._reset_every.due(step), self._reset_at.due(step)
+        change = self._reset_on_change.due(step)
         triggered, self._trigger_reason = self._trigger_reason, None
         # Before the first update there is nothing to reset.
         if not self._clock.has_learned or step < self._options.warmup:
             return None
-        return "every" if every else "at" if at else triggered
+        reasons = {"change": change, "every": every, "at": at}
+        return next((reason for reason, holds in reasons.items() if holds), triggered)
 
     def evaluation(self) -> bool:
         """Whether to evaluate; not if a reset at this very step has just been evaluated."""
         due = self._evaluation.due(self._clock.env_step) or self._clock.finished
         return due and self._evaluated_at != self._clock.env_step
+
+    def change(self) -> bool:
+        """Whether a task is over."""
+        return self._change.due(self._clock.env_step)
 
     def checkpoint(self) -> bool:
         """Whether to save."""
@@ -197,9 +209,9 @@ class Due:
     def begin_branch(self) -> None:
         """Set the schedules of a run that starts at another's checkpoint; its reset points include that very step."""
         step = self._clock.env_step
-        for schedule in (self._log, self._metrics, self._evaluation, *self._checkpoints):
+        for schedule in (self._log, self._metrics, self._evaluation, self._change, *self._checkpoints):
             schedule.due(step)
-        for reset in (self._reset_every, self._reset_at):
+        for reset in (self._reset_every, self._reset_at, self._reset_on_change):
             reset.due(step - self._transitions)
         self._checkpoint_asked = step
         self.look_ahead()
@@ -210,8 +222,10 @@ class Due:
 
     @property
     def _schedules(self) -> list[Every | At]:
+        changes = (self._reset_on_change, self._change)
         resets = (self._reset_every, self._reset_at)
-        return [self._log, self._metrics, *resets, self._evaluation, *self._checkpoints]
+        periodic = (self._log, self._metrics, *resets, self._evaluation, self._checkpoint)
+        return [*periodic, *changes, self._checkpoint_at]
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -226,7 +240,8 @@ class Due:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.num_resets = int(state["num_resets"])
-        for schedule, saved in zip(self._schedules[:-1], state["schedules"], strict=True):
+        # Runs saved before tasks could change have fewer.
+        for schedule, saved in zip(self._schedules[:-1], state["schedules"], strict=False):
             schedule.load_state_dict(saved)
         self._checkpoint_asked = int(state.get("checkpoint_asked", self._clock.env_step))
         self._checkpoint_at = At(self._checkpoint_at.steps)

@@ -20,6 +20,8 @@ from configs.schema import Config, DQNConfig
 SEED = "{seed}"  # in --run-dir and branch_from
 # What a run writes as it goes on.
 HISTORY = ("scalars.csv", "evaluations.csv", "resets.jsonl")
+# The same where tasks change.
+HISTORY_OF_TASKS = (*HISTORY, "tasks.csv")
 # What an interrupted beginning may leave.
 BEGUN = (".lock", "config.yaml.tmp", "checkpoints")
 # Where a run is computed is not what it computes: these may change when it is resumed.

@@ -50,7 +50,8 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
         # Build
         interrupt = cleanup.enter_context(Interrupt())
         device = pick_device(config.device)
-        env = cleanup.enter_context(contextlib.closing(make_training_env(config, len(configs))))
+        run_seeds = [each.seed for each in configs]
+        env = cleanup.enter_context(contextlib.closing(make_training_env(config, run_seeds)))
         spaces = env.observation_space, env.action_space
         single = [make_agent(each, *spaces, env.max_episode_steps, device) for each in configs]
         replay = make_replay(config, *spaces, single[0].gamma, device, len(configs))
@@ -112,7 +113,7 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
             obs = reached.obs
             clock.advance(env.num_envs)
             for episode in reached.episodes:
-                trainers[episode.env_index // env.num_envs].record.episode(episode)
+                trainers[episode.env_index // env.num_envs].record.episode(episode, clock.env_step)
 
             # Learn
             if worker is None or clock.finished:

@@ -17,10 +17,11 @@ from configs.schema import Config
 from envs import human_normalized_score, success_score
 from envs.vec import Episode
 from training.evaluation import Evaluation
-from training.folder import HISTORY
+from training.folder import HISTORY, HISTORY_OF_TASKS
 from training.logger import Logger, truncate
 from training.progress import Progress
-from training.summary import reset_line
+from training.summary import reset_line, task_line
+from training.tasks import TASK_COLUMNS, TaskTally
 
 RETURN_WINDOW = 100  # finished episodes averaged in rollout/ep_rew_mean, Stable-Baselines3's number
 EVALUATION_COLUMNS = (
@@ -62,14 +63,19 @@ class Record:
         self._returns: collections.deque[float] = collections.deque(maxlen=RETURN_WINDOW)
         self._lengths: collections.deque[int] = collections.deque(maxlen=RETURN_WINDOW)
         self._seconds_before = 0.0  # of earlier sessions of a resumed run
+        period = config.env.change.period
+        self._tally = TaskTally(period) if period else None
+        self._history = HISTORY_OF_TASKS if period else HISTORY
         if branch_of is not None:
-            for name in HISTORY:
+            for name in self._history:
                 shutil.copyfile(branch_of / name, run_dir / name)
         if resume_step is None:
             (run_dir / "evaluations.csv").write_text(",".join(EVALUATION_COLUMNS) + "\n")
             (run_dir / "resets.jsonl").write_text("")
+            if self._tally is not None:
+                (run_dir / "tasks.csv").write_text(",".join(TASK_COLUMNS) + "\n")
         else:
-            for name in HISTORY:
+            for name in self._history:
                 truncate(run_dir / name, resume_step, (lines or {}).get(name))
         self._logger = Logger(run_dir, resume_step)
         if resume_step is None or branch_of is not None:
@@ -83,10 +89,12 @@ class Record:
         """Wall-clock seconds of training, those before an interruption included."""
         return self._seconds_before + self.progress.seconds
 
-    def episode(self, episode: Episode) -> None:
-        """Take note of a finished training episode."""
+    def episode(self, episode: Episode, env_step: int) -> None:
+        """Take note of a training episode that ended with transition ``env_step``."""
         self._returns.append(episode.episodic_return)
         self._lengths.append(episode.length)
+        if self._tally is not None:
+            self._tally.episode(episode.episodic_return, env_step)
 
     def scalars(self, values: Mapping[str, float], env_step: int) -> None:
         self._logger.scalars(values, env_step)
@@ -127,7 +135,10 @@ class Record:
         scalars = {"eval/mean_reward": result.mean, "eval/mean_ep_length": result.mean_length}
         if len(result.returns) > 1:
             scalars["eval/stderr_reward"] = result.stderr
-        env_id = self._config.env.id
+        task = self._config.env.change.task_trained(env_step)
+        if self._tally is not None:
+            scalars["eval/task"] = task
+        env_id = self._config.env.task_id(task)
         if (bar := success_score(env_id)) is not None:
             scalars["eval/success_rate"] = result.success_rate(bar)
         if (normalized := human_normalized_score(env_id, result.mean)) is not None:
@@ -140,6 +151,23 @@ class Record:
         with (self.run_dir / "resets.jsonl").open("a") as file:
             file.write(to_json({"env_step": env_step, "index": index, **values}) + "\n")
         self.say(reset_line(env_step, index, values))
+
+    def task(self, env_step: int, return_on_previous: float | None) -> None:
+        """Write what became of the task that ends at ``env_step``, and print it.
+
+        Args:
+            env_step: of the training.
+            return_on_previous: mean return of an evaluation on the task before it, if there was one.
+        """
+        assert self._tally is not None
+        task = self._config.env.change.task_trained(env_step)
+        figures = {**self._tally.finish(), "return_on_previous": return_on_previous}
+        with (self.run_dir / "tasks.csv").open("a", newline="") as file:
+            shown = ("" if value is None else repr(value) for value in figures.values())
+            csv.writer(file, lineterminator="\n").writerow([env_step, task, *shown])
+        known = {f"tasks/{name}": value for name, value in figures.items() if value is not None}
+        self.scalars({"tasks/task": task, **known}, env_step)
+        self.say(task_line(env_step, task, figures))
 
     def say(self, message: str) -> None:
         """Print a line without disturbing the progress bar."""
@@ -159,7 +187,8 @@ class Record:
             "lengths": list(self._lengths),
             "last_evaluation": self.last_evaluation,
             "seconds": self.seconds,
-            "lines": {name: (self.run_dir / name).read_bytes().count(b"\n") for name in HISTORY},
+            "tally": None if self._tally is None else self._tally.state_dict(),
+            "lines": {name: (self.run_dir / name).read_bytes().count(b"\n") for name in self._history},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -167,3 +196,5 @@ class Record:
         self._lengths.extend(state["lengths"])
         self.last_evaluation = state["last_evaluation"]
         self._seconds_before = state["seconds"]
+        if self._tally is not None:
+            self._tally.load_state_dict(state["tally"])

@@ -28,6 +28,15 @@ def reset_line(env_step: int, index: int, record: Mapping[str, Any]) -> str:
     return line
 
 
+def task_line(env_step: int, task: int, figures: Mapping[str, float | None]) -> str:
+    """Return one line about a task that is over, from its figures in ``tasks.csv``."""
+    whole, second = figures["return_whole"], figures["return_second_half"]
+    line = f"step {env_step:>9,}  task {task} over, {figures['episodes']} episodes"
+    if whole is None:
+        return line
+    return f"{line}, return {whole:.1f}" + ("" if second is None else f", {second:.1f} in its second half")
+
+
 def closing_words(
     trainer: Trainer,
     argv: Sequence[str],

@@ -22,7 +22,7 @@ from fire.metrics.costly import diagnose, spectra
 from fire.network.slot import NetworkSlot
 from fire.resets.registry import make_reset, reset_networks
 from training.due import Clock, Due
-from training.evaluation import Evaluation, EvaluationStopped, RandomPolicy, evaluate
+from training.evaluation import Evaluation, EvaluationStopped, Policy, RandomPolicy, evaluate
 from training.record import Record
 
 
@@ -203,6 +203,9 @@ class Trainer:
             before = due.state_dict()
             if due.evaluation():
                 self.evaluate("periodic")
+                before = due.state_dict()
+            if due.change():
+                self.finish_task()
         except EvaluationStopped:
             if self._unfinished_reset is None:
                 due.load_state_dict(before)
@@ -286,16 +289,11 @@ class Trainer:
         is_random = when == "random_policy"
         if not is_random:
             self.check_finite()
-        result = evaluate(
+        result = self._play(
             RandomPolicy(self.eval_env) if is_random else self.agent,
-            self.eval_env,
-            None if options.steps and not is_random else options.episodes,
+            self.config.env.change.task_trained(step),
             stream_seed(self.config.seed, "eval_env", step),
-            steps=options.steps,
-            unfinished=options.unfinished,
-            epsilon=options.epsilon,
-            max_episode_steps=options.max_episode_steps,
-            stop=self._stop,
+            None if options.steps and not is_random else options.episodes,
         )
         if result.cut_off:
             self.record.say(
@@ -310,6 +308,40 @@ class Trainer:
                 checkpoint.save(self.checkpoint_dir, "best", step, {"agent": self.agent.state_dict()})
                 checkpoint.prune(self.checkpoint_dir, "best", keep=1)
         return result
+
+    def _play(self, policy: Policy, task: int, seed: int, episodes: int | None) -> Evaluation:
+        """Evaluate ``policy`` as ``config.eval`` says, in ``task``; see ``evaluate`` for the rest."""
+        options = self.config.eval
+        if self.config.env.change.period:
+            self.eval_env.set_task(task, self.env, self.index)
+        return evaluate(
+            policy,
+            self.eval_env,
+            episodes,
+            seed,
+            steps=options.steps,
+            unfinished=options.unfinished,
+            epsilon=options.epsilon,
+            max_episode_steps=options.max_episode_steps,
+            stop=self._stop,
+        )
+
+    def finish_task(self) -> None:
+        """Write what became of the task that ends at this step, and prepare for the next one.
+
+        The environments have begun it already; networks that are to be reset have been.
+        """
+        change, options, step = self.config.env.change, self.config.eval, self.clock.env_step
+        previous, on_previous = change.task_trained(step) - 1, None
+        if change.evaluate_previous and previous >= 0:
+            self.check_finite()
+            seed = stream_seed(self.config.seed, "eval_env", step, 1)
+            on_previous = self._play(
+                self.agent, previous, seed, None if options.steps else options.episodes
+            ).mean
+        self.record.task(step, on_previous)
+        if change.replay == "clear":
+            self.replay.clear()
 
     def save(self) -> None:
         """Write a checkpoint from which the run goes on bit for bit, unless this step has one already.

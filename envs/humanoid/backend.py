@@ -11,7 +11,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from envs.backend import Transition, agent_steps
+from envs.humanoid.tasks import TASKS
 from envs.humanoid.vector import HumanoidVectorEnv
+from envs.physics import MUJOCO_QUANTITIES
 
 
 class HumanoidBackend:
@@ -41,7 +43,12 @@ class HumanoidBackend:
         self.observation_space: spaces.Box = self._vector.single_observation_space
         self.action_space: spaces.Box | spaces.Discrete = self._vector.single_action_space
         self.max_episode_steps = agent_steps(spec.max_episode_steps, action_repeat)
+        has_speed = TASKS[spec.kwargs["task"]].speed is not None
+        self.quantities = (*MUJOCO_QUANTITIES, *(("speed",) if has_speed else ()))
         self.frames_per_second = float(self._vector.metadata["render_fps"])
+
+    def set_physics(self, factors: Sequence[Mapping[str, float]]) -> None:
+        self._vector.vary(factors)
 
     def start(self, seeds: Sequence[int]) -> np.ndarray:
         return self.restart(np.arange(self._vector.num_envs), seeds)

@@ -74,7 +74,7 @@ class Walk(Upright):
 
     name, success = "walk", 700.0
     goal_name = "move"
-    speed = WALK_SPEED
+    speed: float = WALK_SPEED
 
     def goal(self, readings: Readings) -> np.ndarray:
         return moving_forward(readings, self.speed)
@@ -84,4 +84,4 @@ class Run(Walk):
     """Move forward at 5 m/s or faster."""
 
     name = "run"
-    speed = RUN_SPEED
+    speed: float = RUN_SPEED

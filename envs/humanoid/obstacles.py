@@ -66,7 +66,7 @@ class Pole(Task):
     """Walk at 0.5 m/s through a forest of thin poles without touching them."""
 
     name, success, camera = "pole", 700.0, "hurdle"
-    speed = 0.5
+    speed: float = 0.5
 
     def add_scenery(self, spec: mujoco.MjSpec) -> None:
         for y in (-3.15, 3.15):
@@ -136,7 +136,7 @@ class Maze(Task):
     # Seen from above: x to the right, y upwards, blocks of 1.5 m, the middle of the lower left one at (-1.5, -1.5).
     plan = ("#######", "#     #", "### # #", "#     #", "# # ###", "#     #", "#######")
     block = 1.5  # m
-    speed = 2.0  # m/s
+    speed: float = 2.0
     # By the number of checkpoints reached: the next one, and the way to go.
     checkpoints = np.array(((0, 0), (3, 0), (3, 6), (6, 6), (6, 6)), dtype=np.float64)
     directions = np.array(((1, 0), (1, 0), (0, 1), (1, 0), (0, 1)), dtype=np.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Mapping
 
 import mujoco
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from envs.humanoid.scene import FRAME_SKIP, new_scene
 from envs.humanoid.task import Layout, Readings, Task, add_sensors
 from envs.humanoid.tasks import TASKS
+from envs.physics import scale_model
 
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 
@@ -29,10 +31,7 @@ class Scene:
     def __init__(self, task: Task) -> None:
         """Build and compile the scene of ``task``."""
         self.task = task
-        self.model = new_spec(task).compile()
-        # For the physics steps of a frame whose sensors nobody reads: all but the last. The motion is the same.
-        self.silent_model = copy.copy(self.model)
-        self.silent_model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
+        self._take_model(new_spec(task).compile())
         self.layout = Layout.of(self.model)
         self.initial_qpos = task.initial_qpos()
         # float32 like the bounds of HumanoidBench's action space, so that the same action gives the same control.
@@ -41,6 +40,23 @@ class Scene:
         # Never written: ``observation`` needs readings to say how long it is.
         blank = Readings(self.layout, *map(np.zeros, (self.model.nq, self.model.nv, self.model.nsensordata)))
         self.observation_size = task.observation(blank, np.zeros(task.memory_size)).shape[-1]
+
+    def _take_model(self, model: mujoco.MjModel) -> None:
+        self.model = model
+        # For the physics steps of a frame whose sensors nobody reads: all but the last. The motion is the same.
+        self.silent_model = copy.copy(model)
+        self.silent_model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
+
+    def varied(self, factors: Mapping[str, float]) -> Scene:
+        """Return a scene like this one with physical quantities multiplied by ``factors`` (``PhysicsConfig``)."""
+        other = copy.copy(self)
+        model = copy.copy(self.model)
+        scale_model(model, self.model, factors)
+        other._take_model(model)
+        if self.task.speed is not None:
+            other.task = copy.copy(self.task)
+            other.task.speed = self.task.speed * factors["speed"]
+        return other
 
     def control(self, actions: np.ndarray) -> np.ndarray:
         """Map actions in [-1, 1], (..., 19), to target angles; anything outside is clipped.

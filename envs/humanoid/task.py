@@ -85,6 +85,7 @@ class Task:
         camera: a key of ``scene.CAMERAS``.
         memory_size: float64 numbers kept per environment between steps, zeroed by a reset.
         max_episode_steps: time limit in frames.
+        speed: that the reward asks for, m/s, where one number says it; None elsewhere.
         reset_noise: half width of the uniform noise a reset adds to every entry of qpos (m, rad).
     """
 
@@ -93,6 +94,7 @@ class Task:
     camera = "default"
     memory_size = 0
     max_episode_steps = 1000
+    speed: float | None = None
     reset_noise = 0.01
 
     def add_scenery(self, spec: mujoco.MjSpec) -> None:

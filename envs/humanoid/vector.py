@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from envs.humanoid.env import HumanoidEnv
-from envs.humanoid.simulation import Simulation, scene
+from envs.humanoid.simulation import Scene, Simulation, scene
 from envs.humanoid.task import Components, Readings
 from envs.humanoid.view import View
 
@@ -214,6 +214,19 @@ class HumanoidVectorEnv(VectorEnv):
         for index in range(self.num_envs):
             self._collect(index)
 
+    def vary(self, factors: Sequence[Mapping[str, float]]) -> None:
+        """Multiply physical quantities by the factors of each sub-environment (``PhysicsConfig``); a reset must follow.
+
+        Rewards are computed one environment at a time from here on, since what they ask for may differ.
+        """
+        self._scalar_rewards = True
+        scenes: dict[tuple[float, ...], Scene] = {}
+        for simulation, own in zip(self._simulations, factors, strict=True):
+            key = tuple(own.values())
+            if key not in scenes:
+                scenes[key] = self._scene.varied(own)
+            simulation.scene = scenes[key]
+
     def close_extras(self, **kwargs: Any) -> None:
         """Stop the threads and free the renderer."""
         if self._pool is not None:
@@ -273,8 +286,9 @@ class HumanoidVectorEnv(VectorEnv):
     def _judge_one(self, index: int) -> Verdict:
         """Return reward, parts and termination of one sub-environment, plain numbers."""
         own = self._simulations[index]
-        reward, components = self._task.reward(own.readings, own.memory)
-        return reward, components, self._task.terminated(own.readings, own.memory)
+        task = own.scene.task
+        reward, components = task.reward(own.readings, own.memory)
+        return reward, components, task.terminated(own.readings, own.memory)
 
     def _note(self, infos: dict[str, Any], components: Components, running: np.ndarray | slice) -> None:
         """Write the parts of the reward into Gymnasium's vector infos: arrays, and masks of who has them."""
