@@ -90,7 +90,7 @@ def _conclusion(trainer: Trainer, argv: list[str]) -> str:
     from envs import human_score, random_score, success_score
     from training.summary import closing_words
 
-    env_id = trainer.config.env.id
+    env_id = trainer.config.env.task_id(trainer.config.env.change.task_trained(trainer.clock.env_step))
     return closing_words(trainer, argv, random_score(env_id), success_score(env_id), human_score(env_id))
 
 
