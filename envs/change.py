@@ -237,7 +237,7 @@ class ChangingBackend:
         if self._options.kind not in ("rotate", "drift"):
             return obs
         # Run by run, so that a run's rounding does not depend on its company.
-        by_run = obs.reshape(self._num_runs, -1, obs.shape[-1])
+        by_run = obs.reshape(self._num_runs, -1, obs.shape[-1]).astype(np.float64)  # mixed products are slow
         return (by_run @ self._matrix + self._offset).reshape(len(obs), -1)
 
     def _taken(self, actions: np.ndarray) -> np.ndarray:
