@@ -229,3 +229,17 @@ def test_stacks_equal_those_a_game_handed_out(protocol):
     env.close()
     assert cuts and (ends or protocol == "paper")
     assert_equals_naive(buffer, rows, n_step=3)
+
+
+def test_cleared_frames_give_way_to_those_of_the_next_row():
+    buffer, env = make(20, 2, n_step=2), CountingEnv(2)
+    fill(buffer, env, 30)
+    last = env.step()
+    ended = np.ones(2, bool)
+    buffer.add(*last[:3], ~ended, ended, last[5])  # a border truncates everything
+    env.clock[:], env.episode = 0, env.episode + 1
+    env.obs = np.stack([env._first(column) for column in range(2)])
+    buffer.run(0).clear()
+    rows = fill(buffer, env, 5)
+    assert len(buffer.run(0)) == 10 and buffer.run(0).check_valid() == (True, "")
+    assert_equals_naive(buffer, rows, 2)

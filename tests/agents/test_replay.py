@@ -150,3 +150,24 @@ def test_errors_name_the_value():
 def test_bytes_needed_are_those_reserved():
     for sizes in ((20, 3, (5,), (2,), False), (20, 4, (7,), (), True)):
         assert ReplayBuffer.bytes_needed(*sizes) == ReplayBuffer(*sizes, GAMMA).nbytes
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_what_is_cleared_can_be_sampled_until_the_next_row_comes_and_never_again(saved):
+    buffer = ReplayBuffer(8 * 2, 2, (3,), (2,), False, GAMMA, n_step=3, num_runs=2)
+    columns = fill(buffer, 11, 4)
+    buffer.run(0).clear()
+    assert len(buffer.run(0)) == len(buffer.run(1)) == 16
+    if saved:
+        other = ReplayBuffer(8 * 2, 2, (3,), (2,), False, GAMMA, n_step=3, num_runs=2)
+        for run in (0, 1):
+            other.run(run).load_state_dict(buffer.run(run).state_dict())
+        buffer = other
+    new = fill(buffer, 3, 4, seed=1)
+    assert (len(buffer.run(0)), len(buffer.run(1))) == (6, 16)
+    got = buffer.run(0).gather(torch.arange(6))
+    for index in range(6):
+        for value, want in zip(got, naive(new, index % 2, index // 2, 3), strict=True):
+            np.testing.assert_allclose(value[index].numpy(), want, rtol=1e-5, atol=1e-6)
+    oldest = buffer.run(1).gather(torch.arange(2)).obs
+    np.testing.assert_array_equal(oldest, np.stack([columns[column][6][0] for column in (2, 3)]))

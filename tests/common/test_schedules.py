@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.schedules import At, Every, LinearSchedule
+from common.schedules import At, Every, LinearSchedule, Restarted
 
 
 def test_linear_schedule_edges():
@@ -45,3 +45,13 @@ def test_states_continue():
         second = make()
         second.load_state_dict(first.state_dict())
         assert got + [second.due(step) for step in range(18, 40)] == expected
+
+
+def test_a_restarted_schedule_falls_again_in_every_period_but_the_first():
+    first, again = LinearSchedule(1.0, 0.1, 10, 40), LinearSchedule(1.0, 0.1, 0, 30)
+    schedule = Restarted(first, again, 100)
+    assert [schedule(step) for step in range(100)] == [first(step) for step in range(100)]
+    assert [schedule(step) for step in range(100, 300)] == [again(step) for step in range(100)] * 2
+    assert (
+        schedule(100) == 1.0 and schedule(115) == pytest.approx(0.55) and schedule(299) == pytest.approx(0.1)
+    )
