@@ -66,9 +66,11 @@ class DQN(Agent):
         build: Callable[[], nn.Module]
         if self._is_pixels:
             self.obs_dtype = np.uint8
-            build = partial(PIXEL_NETWORKS[config.pixel_network], obs_shape[0], num_actions)
+            build = partial(
+                PIXEL_NETWORKS[config.pixel_network], obs_shape[0], num_actions, config.layer_norm
+            )
         else:
-            build = partial(MLPQNetwork, obs_shape[0], num_actions, config.hidden_widths)
+            build = partial(MLPQNetwork, obs_shape[0], num_actions, config.hidden_widths, config.layer_norm)
         super().__init__(seed, device, {"q": build}, capture)
         self.q = self._initial("q")
         self.target_q = copy.deepcopy(self.q).requires_grad_(False)

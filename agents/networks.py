@@ -21,6 +21,7 @@ from agents import fused
 LOG_STD_MIN = -10.0
 LOG_STD_MAX = 2.0
 FRAME_SIZE = 84  # pixels a side
+LAYER_NORM_EPS = 1e-6  # flax's default, which SimBa uses
 # Standard deviation of a unit normal truncated to [-2, 2], by which a truncated draw must be divided.
 _TRUNCATED_NORMAL_STD = 0.87962566103423978
 
@@ -182,10 +183,9 @@ def _linear(
 
 
 def _layer_norm(size: int, ensemble_size: int | None) -> nn.LayerNorm | EnsembleLayerNorm:
-    eps = 1e-6  # flax's default, which SimBa uses
-    return (
-        nn.LayerNorm(size, eps=eps) if ensemble_size is None else EnsembleLayerNorm(ensemble_size, size, eps)
-    )
+    if ensemble_size is None:
+        return nn.LayerNorm(size, eps=LAYER_NORM_EPS)
+    return EnsembleLayerNorm(ensemble_size, size, LAYER_NORM_EPS)
 
 
 class ResidualBlock(nn.Module):
@@ -270,10 +270,11 @@ class SimbaCritic(nn.Module):
         return self.value(self.encoder(inputs.expand(self.ensemble_size, -1, -1))).squeeze(-1)
 
 
-def mlp(sizes: Sequence[int], ensemble_size: int | None = None) -> nn.Sequential:
+def mlp(sizes: Sequence[int], ensemble_size: int | None = None, layer_norm: bool = False) -> nn.Sequential:
     """ReLU layers ``hidden1``, ``hidden2``, ... and ``output`` between ``sizes``, or an ensemble of such networks.
 
-    Weights and biases are uniform within 1 / sqrt(fan in), PyTorch's own distribution.
+    Weights and biases are uniform within 1 / sqrt(fan in), PyTorch's own distribution. With ``layer_norm`` a layer norm
+    (``norm1``, ``norm2``, ...) stands before each ReLU.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for number, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes), start=1):
@@ -284,18 +285,29 @@ def mlp(sizes: Sequence[int], ensemble_size: int | None = None) -> nn.Sequential
             layer = (EnsembleOutputLinear if last else EnsembleLinear)(ensemble_size, fan_in, fan_out)
             for parameter in layer.parameters():
                 nn.init.uniform_(parameter, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
-        layers |= {"output": layer} if last else {f"hidden{number}": layer, f"relu{number}": nn.ReLU()}
+        if last:
+            layers["output"] = layer
+            continue
+        layers[f"hidden{number}"] = layer
+        if layer_norm:
+            layers[f"norm{number}"] = _layer_norm(fan_out, ensemble_size)
+        layers[f"relu{number}"] = nn.ReLU()
     return nn.Sequential(layers)
 
 
 class MLPQNetwork(nn.Sequential):
     """Observation ``(B, D)`` to Q-values ``(B, num_actions)``: the layers of ``mlp``, Xavier-uniform, zero biases.
 
-    The initialisation is that of the FIRE and ReDo protocols (Sokar et al. 2023, arXiv 2302.12902).
+    The initialisation is that of the FIRE and ReDo protocols (Sokar et al. 2023, arXiv 2302.12902). ``layer_norm`` puts
+    a layer norm before each hidden ReLU, where Lyle et al. 2024 (arXiv 2407.01800, section 4) put it: what a ReLU sees
+    keeps its size and its mean over the units however the weights before it grow.
     """
 
-    def __init__(self, obs_dim: int, num_actions: int, widths: Sequence[int]) -> None:
-        super().__init__(OrderedDict(mlp([obs_dim, *widths, num_actions]).named_children()))
+    def __init__(
+        self, obs_dim: int, num_actions: int, widths: Sequence[int], layer_norm: bool = False
+    ) -> None:
+        layers = mlp([obs_dim, *widths, num_actions], layer_norm=layer_norm)
+        super().__init__(OrderedDict(layers.named_children()))
         self.apply(_xavier_uniform)
 
 
@@ -339,10 +351,17 @@ class PixelQNetwork(nn.Module):
         num_actions: outputs.
         convolutions: (filters, kernel size, stride) of each.
         width: units of the linear layer before the outputs.
+        layer_norm: normalise before each ReLU. Behind a convolution that is over channels and positions of a sample,
+            with a scale and a shift for each channel: group norm with one group (Wu and He 2018, arXiv 1803.08494).
     """
 
     def __init__(
-        self, num_frames: int, num_actions: int, convolutions: Sequence[tuple[int, int, int]], width: int
+        self,
+        num_frames: int,
+        num_actions: int,
+        convolutions: Sequence[tuple[int, int, int]],
+        width: int,
+        layer_norm: bool,
     ) -> None:
         super().__init__()
         layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -350,12 +369,18 @@ class PixelQNetwork(nn.Module):
         for number, (filters, kernel, stride) in enumerate(convolutions, start=1):
             convolution = PixelConv if number == 1 else nn.Conv2d
             layers[f"conv{number}"] = convolution(channels, filters, kernel, stride=stride)
+            if layer_norm:
+                layers[f"norm{number}"] = nn.GroupNorm(1, filters, eps=LAYER_NORM_EPS)
             layers[f"relu{number}"] = nn.ReLU(inplace=True)
             channels, size = filters, (size - kernel) // stride + 1
         self.encoder = nn.Sequential(layers | OrderedDict(flatten=nn.Flatten()))
-        fc1 = WideLinear(channels * size * size, width)
-        relu = {f"relu{len(convolutions) + 1}": nn.ReLU(inplace=True)}
-        self.head = nn.Sequential(OrderedDict(fc1=fc1, **relu, fc2=OutputLinear(width, num_actions)))
+        head: OrderedDict[str, nn.Module] = OrderedDict(fc1=WideLinear(channels * size * size, width))
+        last = len(convolutions) + 1
+        if layer_norm:
+            head[f"norm{last}"] = _layer_norm(width, None)
+        head[f"relu{last}"] = nn.ReLU(inplace=True)
+        head["fc2"] = OutputLinear(width, num_actions)
+        self.head = nn.Sequential(head)
         self.apply(_xavier_uniform)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in PyTorch's stubs
 
@@ -366,15 +391,15 @@ class PixelQNetwork(nn.Module):
 class NatureQNetwork(PixelQNetwork):
     """The network of Mnih et al. 2015, Methods ("Model architecture")."""
 
-    def __init__(self, num_frames: int, num_actions: int) -> None:
-        super().__init__(num_frames, num_actions, [(32, 8, 4), (64, 4, 2), (64, 3, 1)], 512)
+    def __init__(self, num_frames: int, num_actions: int, layer_norm: bool = False) -> None:
+        super().__init__(num_frames, num_actions, [(32, 8, 4), (64, 4, 2), (64, 3, 1)], 512, layer_norm)
 
 
 class NipsQNetwork(PixelQNetwork):
     """The network of Mnih et al. 2013, arXiv 1312.5602, section 4.1; a third of the other's multiplications."""
 
-    def __init__(self, num_frames: int, num_actions: int) -> None:
-        super().__init__(num_frames, num_actions, [(16, 8, 4), (32, 4, 2)], 256)
+    def __init__(self, num_frames: int, num_actions: int, layer_norm: bool = False) -> None:
+        super().__init__(num_frames, num_actions, [(16, 8, 4), (32, 4, 2)], 256, layer_norm)
 
 
 def _xavier_uniform(module: nn.Module) -> None:

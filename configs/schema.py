@@ -223,6 +223,11 @@ class DQNConfig:
         "(nips)",
         choices=("nature", "nips"),
     )
+    layer_norm: bool = option(
+        False,
+        "a layer norm before each hidden ReLU, over channels and positions behind a convolution (Lyle et al. 2024, "
+        "arXiv 2407.01800): the cure without resets that every reset must be compared with",
+    )
     learning_rate: float = option(6.25e-5, "Adam step size", minimum=0)
     adam_eps: float = option(1.5e-4, "Adam epsilon", minimum=0)
     gamma: float = option(0.99, "discount per env step", minimum=0, maximum=1)

@@ -1,6 +1,7 @@
 """Networks against plain PyTorch layers, NumPy statistics and the definitions of their initialisers."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -153,24 +154,44 @@ def test_build_seeded_draws_from_the_generator_alone():
     assert not torch.equal(one.weight, other.weight)
 
 
+def normalised(x, gain, shift):
+    """Layer norm over all but the batch by its definition, a gain and a shift for each unit or channel."""
+    mean, var = x.flatten(1).mean(1), x.flatten(1).var(1, unbiased=False)
+    shape = [-1, *[1] * (x.ndim - 1)]
+    units = [1, -1, *[1] * (x.ndim - 2)]
+    return (x - mean.view(shape)) / (var.view(shape) + 1e-6).sqrt() * gain.view(units) + shift.view(units)
+
+
 @pytest.mark.parametrize(
     ("build", "strides", "features", "size"),
-    [(NatureQNetwork, (4, 2, 1), 512, 1_687_206), (NipsQNetwork, (4, 2), 256, 677_686)],
+    [
+        (partial(NatureQNetwork, 4, 6), (4, 2, 1), 512, 1_687_206),
+        (partial(NipsQNetwork, 4, 6), (4, 2), 256, 677_686),
+        (partial(NatureQNetwork, 4, 6, layer_norm=True), (4, 2, 1), 512, 1_687_206 + 2 * 672),
+        (partial(NipsQNetwork, 4, 6, layer_norm=True), (4, 2), 256, 677_686 + 2 * 304),
+    ],
 )
 def test_pixel_networks_equal_plain_layers_on_scaled_pixels(build, strides, features, size):
     """Mnih et al. 2015, Methods: 32 8x8 stride 4, 64 4x4 stride 2, 64 3x3, 512 units; Mnih et al. 2013, section 4.1:
     16 8x8 stride 4, 32 4x4 stride 2, 256 units. In the usual memory format."""
-    network = build_seeded(lambda: build(4, 6), torch.Generator().manual_seed(0))
+    network = build_seeded(build, torch.Generator().manual_seed(0))
+    layer_norm = build.keywords.get("layer_norm", False)
     for name, parameter in network.named_parameters():
-        if name.endswith("bias"):
+        if name.endswith("bias") or "norm" in name:
             nn.init.uniform_(parameter, -0.1, 0.1)
     obs = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
     w = {name: value.detach().clone().requires_grad_() for name, value in network.named_parameters()}
     x = obs.double() / 255
     for number, stride in enumerate(strides, start=1):
         layer = f"encoder.conv{number}"
-        x = F.relu(F.conv2d(x, w[f"{layer}.weight"].double(), w[f"{layer}.bias"].double(), stride=stride))
-    x = F.relu(F.linear(x.flatten(1), w["head.fc1.weight"].double(), w["head.fc1.bias"].double()))
+        x = F.conv2d(x, w[f"{layer}.weight"].double(), w[f"{layer}.bias"].double(), stride=stride)
+        norm = f"encoder.norm{number}"
+        x = F.relu(
+            normalised(x, w[f"{norm}.weight"].double(), w[f"{norm}.bias"].double()) if layer_norm else x
+        )
+    x = F.linear(x.flatten(1), w["head.fc1.weight"].double(), w["head.fc1.bias"].double())
+    norm = f"head.norm{len(strides) + 1}"
+    x = F.relu(normalised(x, w[f"{norm}.weight"].double(), w[f"{norm}.bias"].double()) if layer_norm else x)
     expected = F.linear(x, w["head.fc2.weight"].double(), w["head.fc2.bias"].double())
     result = network(obs)
     torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-5)
@@ -180,6 +201,22 @@ def test_pixel_networks_equal_plain_layers_on_scaled_pixels(build, strides, feat
     for name, parameter in network.named_parameters():
         scale = w[name].grad.abs().max().item()
         torch.testing.assert_close(parameter.grad, w[name].grad, rtol=1e-3, atol=1e-5 * scale)
+
+
+def test_layer_norm_of_the_mlp_stands_before_each_hidden_relu():
+    network = build_seeded(
+        lambda: MLPQNetwork(7, 3, (16, 12), layer_norm=True), torch.Generator().manual_seed(0)
+    )
+    plain = build_seeded(lambda: MLPQNetwork(7, 3, (16, 12)), torch.Generator().manual_seed(0))
+    w = {name: value.detach().double() for name, value in network.named_parameters()}
+    assert all(torch.equal(w[name], value.double()) for name, value in plain.named_parameters())
+    x = torch.randn(5, 7)
+    h = x.double()
+    for number in (1, 2):
+        h = F.linear(h, w[f"hidden{number}.weight"], w[f"hidden{number}.bias"])
+        h = F.relu(normalised(h, w[f"norm{number}.weight"], w[f"norm{number}.bias"]))
+    expected = F.linear(h, w["output.weight"], w["output.bias"])
+    torch.testing.assert_close(network(x).double(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_nature_network_uses_xavier_uniform_and_zero_biases():

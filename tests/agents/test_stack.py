@@ -67,12 +67,13 @@ def assert_close(one, other, where=""):
 
 RESETS = [(name, {}) for name in REGISTRY]
 RESETS += [("full", {"optimizer": "rebuild"}), ("fire", {"optimizer": "keep", "target": "keep"})]
+CASES = [(algo, {}, *reset) for algo in ALGOS for reset in RESETS]
+CASES += [("dqn", {"layer_norm": True}, name, {}) for name in ("fire", "full", "redo", "cbp")]
 
 
-@pytest.mark.parametrize(("reset", "options"), RESETS)
-@pytest.mark.parametrize("algo", ALGOS)
-def test_each_agent_equals_its_single_run_across_a_reset(algo, reset, options):
-    singles, stacked = ([agent(algo, seed) for seed in range(3)] for _ in range(2))
+@pytest.mark.parametrize(("algo", "changes", "reset", "options"), CASES)
+def test_each_agent_equals_its_single_run_across_a_reset(algo, changes, reset, options):
+    singles, stacked = ([agent(algo, seed, **changes) for seed in range(3)] for _ in range(2))
     stack = Agents(stacked)
     strategy = REGISTRY[reset](OPTIONS[reset](**options))
     trackers = [[strategy.tracker() for _ in range(3)] for _ in range(2)]

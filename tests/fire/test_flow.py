@@ -225,7 +225,9 @@ def test_the_projects_own_networks() -> None:
     critic = {"heads": ("value",), "ensemble_size": 2}
     cases = [
         (NatureQNetwork(4, 6), frames, {}, layers),
+        (NatureQNetwork(4, 6, layer_norm=True), frames, {}, layers),
         (MLPQNetwork(7, 3, (16, 12)), obs, {}, ["hidden1", "hidden2"]),
+        (MLPQNetwork(7, 3, (16, 12), layer_norm=True), obs, {}, ["hidden1", "hidden2"]),
         (SimbaActor(normalizer, 7, 3, 8, 2), obs, {"heads": ("mean", "log_std")}, blocks),
         (SimbaCritic(normalizer, 7, 3, 8, 2, 2), (obs, torch.randn(9, 3)), critic, blocks),
     ]
