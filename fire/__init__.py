@@ -56,13 +56,14 @@ _HOMES = {
 }
 
 
-def fire_reference(weight: Tensor, scale: str = "paper") -> Tensor:
+def fire_reference(weight: Tensor, scale: str = "paper", fresh: Tensor | None = None) -> Tensor:
     """FIRE of one weight by the formula alone: SVD in float64, the oracle that tests compare with.
 
     Args:
         weight: of a linear layer, (out, in), or of a convolution, (out, in, *kernel), whose kernel positions are
             matrices of their own, as published.
         scale: see :func:`fire.network.scale.layer_scale`.
+        fresh: a newly drawn weight in the same shape, for ``fresh_norm``.
 
     Returns:
         The new weight in the same shape, float64.
@@ -78,6 +79,8 @@ def fire_reference(weight: Tensor, scale: str = "paper") -> Tensor:
         "mean_singular_value": values.mean(-1),
         "preserve_norm": values.square().mean(-1).sqrt(),
     }
+    if fresh is not None:
+        scales["fresh_norm"] = (fresh.detach().double().square().sum() / values.numel()).sqrt()
     isometries = torch.as_tensor(scales[scale], dtype=torch.float64)[..., None, None] * left @ right
     return isometries.movedim(0, -1).reshape(weight.shape)
 

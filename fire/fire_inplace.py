@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from .ambient import changes_weights
+from .network.chain import rescaled_biases
+from .network.fresh import fresh_weight
 from .network.layers import NORMS, WeightLayer, left_alone, weight_layers
 from .network.scale import layer_scale
-from .options import ROLES, check_range, check_roles
+from .options import ROLES, SCALES, check_range, check_roles
 from .resets.plan import Plan, Write
 from .resets.report import LayerChange, ResetReport, layer_reports
 from .resets.rules import NamedParameter, Orthogonalize
@@ -39,6 +41,7 @@ def fire_(
     biases: str = "keep",
     norms: str = "keep",
     embeddings: str = "keep",
+    fresh: nn.Module | None = None,
     generator: torch.Generator | None = None,
 ) -> ResetReport:
     """Apply FIRE (arXiv 2602.08040) to ``module`` in place: each weight becomes the nearest isometry times its scale.
@@ -57,28 +60,34 @@ def fire_(
             kernel); ``"group_slices"`` and ``"group_flatten"`` take each group of a grouped convolution apart.
         fused, layouts: matrices in fused projections, and how parameters of unknown modules lie, see
             :func:`fire.network.layers.weight_layers`.
-        scale: ``"paper"``, ``"unit"``, ``"mean_singular_value"`` or ``"preserve_norm"``, see
+        scale: ``"paper"``, ``"unit"``, ``"mean_singular_value"``, ``"preserve_norm"`` or ``"fresh_norm"``, see
             :func:`fire.network.scale.layer_scale`.
         strength: in (0, 1], how far singular values move towards the scale; 1 is FIRE.
         method, num_iters, null: see :func:`fire.polar.factors.polar_factors`.
-        biases: ``"keep"`` or ``"zero"`` (of the chosen weight layers).
+        biases: ``"keep"``, ``"zero"`` (of the chosen weight layers) or ``"rescale"`` (of all layers, see
+            :func:`fire.network.chain.rescaled_biases`).
         norms: ``"keep"`` or ``"identity"`` (scales to one, shifts to zero; running statistics stay).
         embeddings: ``"keep"`` (also where an output layer has the same weight) or ``"orthogonalize"`` (as linear maps
             of one-hot vectors).
-        generator: CPU generator for directions the weights do not have. Default: one of its own with seed 0.
+        fresh: a newly drawn network of the same architecture, whose weights' norms ``fresh_norm`` takes. Default: the
+            layers' own ``reset_parameters``, PyTorch's initialisation for its own layers.
+        generator: CPU generator for directions the weights do not have and for new weights. Default: one of its own
+            with seed 0.
 
     Returns:
         A report on every layer that was changed and every weight that was not.
 
     Raises:
         ValueError: NaN or infinity in a weight, an unknown option or name, a pattern without a layer, a strength out
-            of range, no layer to change, weights that share a part of their memory.
+            of range, no layer to change, weights that share a part of their memory, a layer that cannot be drawn anew
+            or whose bias cannot be rescaled.
         TypeError: a chosen weight is computed by a parametrization, scripted, quantised, not materialised yet, cannot
             be written to, or has a dtype that cannot be solved.
         RuntimeError: inside ``torch.func`` transforms or a dispatch mode.
     """
     for name, value, choices in (
-        ("biases", biases, ("keep", "zero")),
+        ("biases", biases, ("keep", "zero", "rescale")),
+        ("scale", scale, SCALES),
         ("norms", norms, ("keep", "identity")),
         ("embeddings", embeddings, ("keep", "orthogonalize")),
     ):
@@ -127,14 +136,23 @@ def fire_(
         )
         raise ValueError(f"there is no weight layer to change in {type(module).__name__}: {listed}")
     rule = Orthogonalize(scale, strength, method, num_iters, null)
-    parameters = [NamedParameter(layer.name, layer.weight, layer, is_weight=True) for layer in layers]
-    writes = rule(parameters, torch.Generator().manual_seed(0) if generator is None else generator)
+    draws = torch.Generator().manual_seed(0) if generator is None else generator
+    drawn = {
+        layer: fresh_weight(layer, module, fresh, draws) if rule.needs_fresh else None for layer in layers
+    }
+    parameters = [
+        NamedParameter(layer.name, layer.weight, layer, is_weight=True, fresh=drawn[layer])
+        for layer in layers
+    ]
+    writes = rule(parameters, draws)
     plan = Plan([*writes, *_other_writes(module, layers, biases, norms)])
+    if biases == "rescale":
+        plan.writes += _rescaled(module, everything, plan)
     plan.check()
     seconds = time.perf_counter() - start
     reports = layer_reports(
         [
-            LayerChange("", layer, write.value, layer_scale(layer, scale), write.spectra)
+            LayerChange("", layer, write.value, layer_scale(layer, scale, fresh=drawn[layer]), write.spectra)
             for layer, write in zip(layers, writes, strict=True)
         ]
     )
@@ -142,6 +160,12 @@ def fire_(
     start = time.perf_counter()
     plan.write()
     return ResetReport(reports, seconds + time.perf_counter() - start, tuple(alone))
+
+
+def _rescaled(module: nn.Module, layers: Sequence[WeightLayer], plan: Plan) -> list[Write]:
+    """The biases of all layers that the changes of the weights' sizes reach."""
+    found = rescaled_biases(module, layers, lambda layer: plan.write_to(layer.weight).value)
+    return [Write(f"bias of {layer.name}", layer.bias, new) for layer, new in found if layer.bias is not None]
 
 
 def _other_writes(module: nn.Module, layers: Sequence[WeightLayer], biases: str, norms: str) -> list[Write]:

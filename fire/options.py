@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 from .fields import option
 
-SCALES = ("paper", "unit", "mean_singular_value", "preserve_norm")
+SCALES = ("paper", "unit", "mean_singular_value", "preserve_norm", "fresh_norm")
 METHODS = ("polar", "newton_schulz", "muon")
 NULL_POLICIES = ("random", "zero", "error")
 CONV_FORMS = ("slices", "flatten", "group_slices", "group_flatten")
@@ -113,7 +113,7 @@ class ShrinkPerturbOptions(FullOptions):
 
 
 @dataclass(frozen=True)
-class IsometryOptions(LayerwiseOptions):
+class IsometryOptions(LayerwiseOptions, SourceOptions):
     """Strategies that turn weights into scaled isometries."""
 
     scale: str = option("paper", "singular value of the result, see docs/resets.md", choices=SCALES)
@@ -126,8 +126,9 @@ class IsometryOptions(LayerwiseOptions):
     roles: tuple[str, ...] = option(ROLES, f"which layers are changed, out of {', '.join(ROLES)}")
     biases: str = option(
         "keep",
-        "biases of the layers that are changed: keep them, or set them to zero",
-        choices=("keep", "zero"),
+        "biases of the layers that are changed: keep them, set them to zero, take new ones, or rescale: multiply those "
+        "of all layers by the changes of the weights' norms up to there, see docs/resets.md",
+        choices=("keep", "zero", "redraw", "rescale"),
     )
 
     def __post_init__(self) -> None:
@@ -154,7 +155,7 @@ class FireOptions(IsometryOptions):
 
 
 @dataclass(frozen=True)
-class FireDqnOptions(FireOptions, SourceOptions):
+class FireDqnOptions(FireOptions):
     """FIRE on convolutions, new linear layers."""
 
 

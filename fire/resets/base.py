@@ -89,7 +89,12 @@ class LayerwiseReset(Reset):
             raise ValueError(f"reset {self.name} finds no weight layer to change in {', '.join(slots)}")
         for rule, parameters in groups.items():
             plan.writes += rule(parameters, generator)
+        plan.writes += self.writes_after(slots, batch, plan)
         return plan
+
+    def writes_after(self, slots: Mapping[str, NetworkSlot], batch: Any, plan: Plan) -> list[Write]:
+        """Changes that depend on the other changes as a whole, those of ``plan``; none unless a subclass says so."""
+        return []
 
     def buffer_writes(self, network: str, slot: NetworkSlot, fresh: nn.Module) -> list[Write]:
         """Changes of buffers, such as running statistics; none unless a subclass says otherwise."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from ..network.slot import NetworkSlot
 from ..options import IsometryOptions
 from .base import LayerwiseReset
+from .isometry import rescale_biases
+from .plan import Plan, Write
 from .rules import NamedParameter, RandomOrthogonal, Rule, rule_for_chosen
 
 
@@ -20,6 +24,9 @@ class RandomOrthogonalReset(LayerwiseReset):
     @property
     def conv_form(self) -> str:
         return self.options.conv_form
+
+    def writes_after(self, slots: Mapping[str, NetworkSlot], batch: Any, plan: Plan) -> list[Write]:
+        return rescale_biases(slots, self.options, plan)
 
     def rule_for(self, parameter: NamedParameter) -> Rule:
         return rule_for_chosen(parameter, self.options, RandomOrthogonal(self.options.scale))

@@ -47,7 +47,10 @@ class NamedParameter:
 class Rule(Protocol):
     """New values for a group of parameters. Rules are hashable: parameters with equal rules form one group."""
 
-    needs_fresh: ClassVar[bool]
+    @property
+    def needs_fresh(self) -> bool:
+        """Whether it reads the parameters of a fresh network."""
+        ...
 
     def __call__(self, parameters: Sequence[NamedParameter], generator: torch.Generator) -> list[Write]:
         """Return one new value for each parameter, in its shape."""
@@ -63,7 +66,9 @@ def rule_for_chosen(parameter: NamedParameter, options: IsometryOptions, weight_
         return Keep()
     if parameter.is_weight:
         return weight_rule
-    return Zero() if options.biases == "zero" else Keep()
+    # Rescaled ones are planned by the reset as a whole, which knows the changes of all weights.
+    rules: dict[str, Rule] = {"zero": Zero(), "redraw": Redraw()}
+    return rules.get(options.biases, Keep())
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,10 @@ class Orthogonalize:
     method: str = "polar"
     num_iters: int = 10
     null: str = "random"
-    needs_fresh: ClassVar[bool] = False
+
+    @property
+    def needs_fresh(self) -> bool:
+        return self.scale == "fresh_norm"
 
     def __call__(self, parameters: Sequence[NamedParameter], generator: torch.Generator) -> list[Write]:
         layers = [_layer(p) for p in parameters]
@@ -139,7 +147,7 @@ class Orthogonalize:
 
     def _write(self, parameter: NamedParameter, layer: WeightLayer, solution: PolarFactors) -> Write:
         factors, before, defect = solution
-        scale = layer_scale(layer, self.scale, factors).to(factors.dtype)
+        scale = layer_scale(layer, self.scale, factors, parameter.fresh).to(factors.dtype)
         matrices = factors * scale[..., None, None]
         if self.strength != 1:
             matrices = torch.lerp(layer.matrices(), matrices, self.strength)
@@ -159,7 +167,10 @@ class RandomOrthogonal:
     """A Haar-random isometry times the layer's scale: FIRE's isometry without its closeness to the old weights."""
 
     scale: str = "paper"
-    needs_fresh: ClassVar[bool] = False
+
+    @property
+    def needs_fresh(self) -> bool:
+        return self.scale == "fresh_norm"
 
     def __call__(self, parameters: Sequence[NamedParameter], generator: torch.Generator) -> list[Write]:
         layers = [_layer(p) for p in parameters]
@@ -169,7 +180,7 @@ class RandomOrthogonal:
         solutions = polar_factors(noise, names=[f"noise for {p.name}" for p in parameters])
         writes = []
         for parameter, layer, solution in zip(parameters, layers, solutions, strict=True):
-            scale = layer_scale(layer, self.scale).cpu()[..., None, None]
+            scale = layer_scale(layer, self.scale, fresh=parameter.fresh).cpu()[..., None, None]
             value = layer.weight_from((solution.factors * scale).to(layer.weight))
             writes.append(Write(parameter.name, parameter.parameter, value))
         return writes

@@ -153,8 +153,10 @@ def test_defaults_are_those_of_the_options_and_ancestors_are_few() -> None:
 def test_fire_is_the_reference_formula(scale: str) -> None:
     for kind in ("mlp", "conv"):
         slot, before, _ = run(kind, strategy("fire", scale=scale))
+        fresh = parameters(slot.build(torch.Generator().manual_seed(7)))
         for layer in slot.layers():
-            expected = fire_reference(before[f"{layer.name}.weight"], scale)
+            name = f"{layer.name}.weight"
+            expected = fire_reference(before[name], scale, fresh[name])
             torch.testing.assert_close(layer.weight.detach().double(), expected, rtol=1e-5, atol=1e-6)
 
 
