@@ -154,6 +154,8 @@ class DQN(Agent):
                 "q",
                 forward=lambda batch: self.q(batch.obs),
                 forward_next=lambda batch: self.q(batch.next_obs),
+                policy=lambda batch: self.exploit(batch.obs),
+                predicts_values=True,
                 loss=lambda batch: self._loss(batch)[0],
                 injected=("head",) if self._is_pixels else (),
             )

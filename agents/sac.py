@@ -174,6 +174,7 @@ class SAC(Agent):
             "actor": self._slot(
                 "actor",
                 forward=lambda batch: self.actor(batch.obs)[0],
+                policy=lambda batch: self.actor(batch.obs),
                 loss=partial(probe, self._actor_loss),
                 heads=("mean", "log_std"),
                 preserve=("normalizer",),
@@ -182,6 +183,7 @@ class SAC(Agent):
                 "critic",
                 forward=lambda batch: self.critic(batch.obs, batch.action),
                 forward_next=self._forward_next,
+                predicts_values=True,
                 loss=partial(probe, self._critic_loss),
                 heads=("value",),
                 preserve=("normalizer",),

@@ -117,12 +117,16 @@ class TD3(Agent):
 
         return {
             "actor": self._slot(
-                "actor", forward=lambda b: self.actor(b.obs), loss=lambda b: self._actor_loss(b)[0]
+                "actor",
+                forward=lambda b: self.actor(b.obs),
+                policy=lambda b: self.exploit(b.obs),
+                loss=lambda b: self._actor_loss(b)[0],
             ),
             "critic": self._slot(
                 "critic",
                 forward=lambda b: self._q(self.critic, b.obs, b.action),
                 forward_next=lambda b: self._q(self.critic, b.next_obs, self.exploit(b.next_obs)),
+                predicts_values=True,
                 loss=critic_loss,
                 heads=("output",),
                 ensemble_size=NUM_CRITICS,

@@ -15,6 +15,7 @@ METHODS = ("polar", "newton_schulz", "muon")
 NULL_POLICIES = ("random", "zero", "error")
 CONV_FORMS = ("slices", "flatten", "group_slices", "group_flatten")
 ROLES = ("input", "hidden", "head")
+OUTER_LAYERS = ("project", "match_outputs", "redraw", "keep")
 
 
 def check_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
@@ -131,9 +132,33 @@ class IsometryOptions(LayerwiseOptions, SourceOptions):
         choices=("keep", "zero", "redraw", "rescale"),
     )
 
+    input_layer: str = option(
+        "project",
+        "the first weight layer: projected like all others; projected and then multiplied so that its outputs keep "
+        "their root mean square on the probe batch (match_outputs); drawn anew; or kept",
+        choices=OUTER_LAYERS,
+    )
+    head: str = option("project", "the output layers: the same choices", choices=OUTER_LAYERS)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_roles(self.roles)
+        for name, role in (("input_layer", "input"), ("head", "head")):
+            choice = getattr(self, name)
+            if choice in ("match_outputs", "redraw") and role not in self.roles:
+                raise ValueError(
+                    f"{name} {choice!r} changes a layer that roles {', '.join(self.roles)} leave out"
+                )
+            if choice == "match_outputs" and self.target == "same":
+                raise ValueError(
+                    f"{name} 'match_outputs' looks at the network's outputs, not its target's; use target sync or keep"
+                )
+
+    def outer_layer(self, role: str) -> str:
+        """What happens to layers of ``role``, one of ``OUTER_LAYERS``."""
+        if role not in self.roles:
+            return "keep"
+        return {"input": self.input_layer, "head": self.head}.get(role, "project")
 
 
 @dataclass(frozen=True)

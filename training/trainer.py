@@ -249,17 +249,18 @@ class Trainer:
         before = self._look("before_reset")
         batch = self._probe_batch(self.strategy.num_minibatches)
         generator = torch_generator(config.seed, "reset", 0, self.due.num_resets)
-        report = reset_networks(self._slots(), self.strategy, batch, generator).scalars()
+        report = reset_networks(self._slots(), self.strategy, batch, generator)
         if config.reset.temperature == "reset":
             self.agent.reset_temperature()
         if config.reset.normalizer == "reset":
             self.agent.reset_normalizer()
         self._measured = (-1, {})
-        self.record.scalars(report, step)
+        self.record.scalars(report.scalars(), step)
         self._unfinished_reset = {
             "reset": config.reset.name,
             "reason": reason,
-            "report": report,
+            "report": report.scalars(),
+            "kept": {network: dict(figures) for network, figures in report.kept.items()},
             "before": before,
         }
         self._finish_reset()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import activation
 
+from .layers import WeightLayer
 from .slot import NetworkSlot
 
 # Modules whose output is a unit's activation, element by element. Softmax kinds and attention are not.
@@ -51,10 +52,11 @@ class Activation:
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """One forward pass: activations in order of execution, and the head's input (networks, samples, features)."""
+    """One forward pass: activations in order of execution, the head's input (networks, samples, features), the output."""
 
     activations: list[Activation]
     features: Tensor | None
+    output: Tensor
 
 
 @contextlib.contextmanager
@@ -113,11 +115,39 @@ def record_forward(
             if isinstance(module, ACTIVATIONS):
                 handles.append(module.register_forward_hook(on_activation(name)))
         with leave_no_trace(slot), torch.no_grad():
-            (slot.forward if forward is None else forward)(batch)
+            output = (slot.forward if forward is None else forward)(batch)
     finally:
         for handle in handles:
             handle.remove()
-    return ForwardPass(activations, features[0] if features else None)
+    return ForwardPass(activations, features[0] if features else None, output)
+
+
+def layer_outputs(slot: NetworkSlot, layers: Sequence[WeightLayer], batch: Any) -> list[Tensor]:
+    """Run ``slot.forward`` once and return what each of ``layers`` hands on, (networks, samples, outputs), detached.
+
+    Of a layer that runs several times it is the first output.
+
+    Raises:
+        ValueError: a layer does not run, or gives out something else.
+    """
+    found: dict[nn.Module, Tensor] = {}
+
+    def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        found.setdefault(module, output)
+
+    handles = [layer.module.register_forward_hook(hook) for layer in layers]
+    try:
+        with leave_no_trace(slot), torch.no_grad():
+            slot.forward(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for layer in layers:
+        if not isinstance(found.get(layer.module), Tensor):
+            raise ValueError(f"{layer.name} gives out no tensor on the probe batch")
+    return [
+        by_unit(found[layer.module].detach(), layer.kind == "conv", slot.ensemble_size) for layer in layers
+    ]
 
 
 def minibatches(batch: Any, count: int) -> list[Any]:

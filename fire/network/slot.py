@@ -31,6 +31,11 @@ OPTIMIZERS: dict[type[torch.optim.Optimizer], dict[str, float | str]] = {
 }
 
 
+# Greedy actions (samples,) as integers, deterministic actions (samples, dimensions), or mean and log standard deviation
+# of a Gaussian, (samples, dimensions) each.
+Policy = Tensor | tuple[Tensor, Tensor]
+
+
 @dataclass
 class NetworkSlot:
     """One network of an agent, its optimizer and target, and how to rebuild and probe it.
@@ -44,6 +49,8 @@ class NetworkSlot:
         forward: runs ``module`` once on a batch as in training, so that hooks see its activations.
         loss: scalar training loss on a batch, the same for the same batch; gradients reach ``module`` only.
         forward_next: like ``forward`` on the next states and the policy's actions there, for co-adaptation.
+        policy: what the network does on a batch, if it is a policy, see ``Policy``.
+        predicts_values: whether the outputs of ``forward`` are predicted values.
         target: slowly following copy of ``module``, if the agent has one.
         heads: names of the output layers inside ``module``; empty means the last weight layer.
         injected: names of the submodules that plasticity injection doubles; empty means the output layers.
@@ -58,6 +65,8 @@ class NetworkSlot:
     forward: Callable[[Any], Tensor]
     loss: Callable[[Any], Tensor]
     forward_next: Callable[[Any], Tensor] | None = None
+    policy: Callable[[Any], Policy] | None = None
+    predicts_values: bool = False
     target: nn.Module | None = None
     heads: tuple[str, ...] = ()
     injected: tuple[str, ...] = ()

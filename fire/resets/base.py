@@ -89,12 +89,11 @@ class LayerwiseReset(Reset):
             raise ValueError(f"reset {self.name} finds no weight layer to change in {', '.join(slots)}")
         for rule, parameters in groups.items():
             plan.writes += rule(parameters, generator)
-        plan.writes += self.writes_after(slots, batch, plan)
+        self.complete(plan, slots, batch)
         return plan
 
-    def writes_after(self, slots: Mapping[str, NetworkSlot], batch: Any, plan: Plan) -> list[Write]:
-        """Changes that depend on the other changes as a whole, those of ``plan``; none unless a subclass says so."""
-        return []
+    def complete(self, plan: Plan, slots: Mapping[str, NetworkSlot], batch: Any) -> None:
+        """Add to ``plan`` what depends on its changes as a whole; nothing unless a subclass says otherwise."""
 
     def buffer_writes(self, network: str, slot: NetworkSlot, fresh: nn.Module) -> list[Write]:
         """Changes of buffers, such as running statistics; none unless a subclass says otherwise."""

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from ..network.slot import NetworkSlot
 from ..options import FireDqnOptions, FireOptions
 from .base import LayerwiseReset
-from .isometry import rescale_biases
-from .plan import Plan, Write
+from .isometry import complete_isometries
+from .plan import Plan
 from .rules import NamedParameter, Orthogonalize, Redraw, Rule, rule_for_chosen
 
 
@@ -28,8 +28,8 @@ class FireReset(LayerwiseReset):
     def conv_form(self) -> str:
         return self.options.conv_form
 
-    def writes_after(self, slots: Mapping[str, NetworkSlot], batch: Any, plan: Plan) -> list[Write]:
-        return rescale_biases(slots, self.options, plan)
+    def complete(self, plan: Plan, slots: Mapping[str, NetworkSlot], batch: Any) -> None:
+        complete_isometries(plan, slots, batch, self.options)
 
     def rule_for(self, parameter: NamedParameter) -> Rule:
         o = self.options

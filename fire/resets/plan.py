@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -92,6 +93,24 @@ class Plan:
             bad = next((name for (name, _), good in zip(values, finite, strict=True) if not good), None)
             if bad is not None:
                 raise ValueError(f"the new value of {bad} holds NaN or infinity; nothing was changed")
+
+    @contextlib.contextmanager
+    def rehearsed(self) -> Iterator[None]:
+        """Everything written inside, everything as it was, bit by bit, outside; structures stay.
+
+        Raises:
+            TypeError, ValueError: see :meth:`check`.
+        """
+        self.check()
+        destinations = [w.destination.detach() for w in self.writes]
+        saved = [tensor.clone() for tensor in destinations]
+        try:
+            if destinations:
+                torch._foreach_copy_(destinations, [w.value for w in self.writes])
+            yield
+        finally:
+            if destinations:
+                torch._foreach_copy_(destinations, saved)
 
     def write(self) -> None:
         """Copy every value into its destination's storage, then change structures."""

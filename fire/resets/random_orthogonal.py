@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from ..network.slot import NetworkSlot
 from ..options import IsometryOptions
 from .base import LayerwiseReset
-from .isometry import rescale_biases
-from .plan import Plan, Write
+from .isometry import complete_isometries
+from .plan import Plan
 from .rules import NamedParameter, RandomOrthogonal, Rule, rule_for_chosen
 
 
@@ -25,8 +25,8 @@ class RandomOrthogonalReset(LayerwiseReset):
     def conv_form(self) -> str:
         return self.options.conv_form
 
-    def writes_after(self, slots: Mapping[str, NetworkSlot], batch: Any, plan: Plan) -> list[Write]:
-        return rescale_biases(slots, self.options, plan)
+    def complete(self, plan: Plan, slots: Mapping[str, NetworkSlot], batch: Any) -> None:
+        complete_isometries(plan, slots, batch, self.options)
 
     def rule_for(self, parameter: NamedParameter) -> Rule:
         return rule_for_chosen(parameter, self.options, RandomOrthogonal(self.options.scale))

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 
 from ..ambient import changes_weights
+from ..metrics.kept import behaviour, kept
 from ..network.layers import WeightLayer, is_below, left_alone
 from ..network.memory import region
+from ..network.probe import minibatches
 from ..network.scale import layer_scale
 from ..network.slot import NetworkSlot
 from ..options import OPTIONS, ResetOptions
@@ -79,11 +81,12 @@ def reset_networks(
     Args:
         slots: networks by name; a parameter that several share is treated with the first.
         reset: the strategy.
-        batch: probe batch, passed on to ``slot.forward`` and ``slot.loss`` by strategies that measure.
+        batch: probe batch, passed on to ``slot.forward`` and ``slot.loss`` by strategies that measure, and to see what
+            was kept; None where the strategy does not measure: then nobody looks.
         generator: CPU generator of all random draws; the global random state stays as it was.
 
     Returns:
-        What was done to each weight layer.
+        What was done to each weight layer, and what of each network's behaviour was kept.
 
     Raises:
         ValueError: NaN or infinity in a weight to be orthogonalized, or in a new value; nothing to change.
@@ -114,6 +117,8 @@ def reset_networks(
                 changes.append(LayerChange(network, layer, write.value, layer_scale(layer), write.spectra))
             alone += _left_alone(network, slot, reset, layers, plan)
         reports = layer_reports(changes)
+        probe = None if batch is None else minibatches(batch, reset.num_minibatches)[0]
+        before = {} if probe is None else {name: behaviour(slot, probe) for name, slot in slots.items()}
         seconds -= time.perf_counter()
         plan.write()
         for slot in slots.values():
@@ -125,7 +130,9 @@ def reset_networks(
                 slot.sync_target()
         for device in _cuda_devices(slots):
             torch.cuda.synchronize(device)
-    return ResetReport(reports, seconds + time.perf_counter(), (*alone, *plan.left_alone))
+        seconds += time.perf_counter()
+        same = {name: kept(seen, behaviour(slots[name], probe)) for name, seen in before.items()}
+    return ResetReport(reports, seconds, (*alone, *plan.left_alone), same)
 
 
 def _left_alone(

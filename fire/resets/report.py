@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..metrics.kept import KEPT
 from ..network.layers import WeightLayer
 from ..polar.isometry import dfi_of_gram, sfe, short_gram
 from ..polar.routes import resolved
@@ -30,6 +31,7 @@ RESET_KEYS = (
     "reset/seconds",
     *(f"reset/<network>/{quantity}" for quantity in QUANTITIES),
     *(f"reset/<network>/{quantity}/<layer>" for quantity in QUANTITIES),
+    *(f"reset/<network>/{name}" for name in KEPT),
 )
 
 
@@ -83,11 +85,13 @@ class ResetReport:
         seconds: time it took, this report excluded.
         left_alone: name of every weight layer and every other parameter of two or more dimensions that was not changed,
             and of units that could not be judged, each with the reason.
+        kept: by network, what of its behaviour on the probe batch was kept, see :func:`fire.metrics.kept.kept`.
     """
 
     layers: tuple[LayerReport, ...]
     seconds: float
     left_alone: tuple[tuple[str, str], ...] = ()
+    kept: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def scalars(self) -> dict[str, float]:
         """Return the figures under the keys of ``RESET_KEYS``; a network has the sum over its weight layers, or
@@ -113,6 +117,8 @@ class ResetReport:
                 scalars[f"{prefix}/{quantity}"] = total
                 for layer, value in zip(layers, values, strict=True):
                     scalars[f"{prefix}/{quantity}/{layer.layer}"] = value
+        for network, figures in self.kept.items():
+            scalars |= {f"reset/{network}/{name}": value for name, value in figures.items()}
         return {key: value for key, value in scalars.items() if math.isfinite(value)}
 
     def __str__(self) -> str:

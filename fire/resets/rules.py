@@ -62,8 +62,11 @@ def rule_for_chosen(parameter: NamedParameter, options: IsometryOptions, weight_
 
     A weight that is an embedding too is kept like one.
     """
-    if parameter.layer is None or parameter.layer.embedding or parameter.layer.role not in options.roles:
+    if parameter.layer is None or parameter.layer.embedding:
         return Keep()
+    choice = options.outer_layer(parameter.layer.role)
+    if choice in ("keep", "redraw"):
+        return Keep() if choice == "keep" else Redraw()
     if parameter.is_weight:
         return weight_rule
     # Rescaled ones are planned by the reset as a whole, which knows the changes of all weights.

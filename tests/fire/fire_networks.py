@@ -109,6 +109,7 @@ def make_slot(kind: str, seed: int = 0, train_steps: int = 3, learning_rate: flo
         initial=lambda: copy.deepcopy(first),
         forward=lambda batch: module(batch),
         loss=lambda batch: (module(batch) - batch.flatten(1)[:, :1]).square().mean(),
+        predicts_values=True,
         target=copy.deepcopy(module),
         preserve=("normaliser",) if kind == "twin" else (),
         ensemble_size=2 if kind == "twin" else None,

@@ -234,3 +234,96 @@ def test_zero_weights_count_as_unchanged() -> None:
     bias = net[0].bias.detach().clone()
     fire_(net, biases="rescale")
     assert torch.equal(net[0].bias, bias)
+
+
+def outputs_of(slot, names: list[str], batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What layers hand on, seen by hooks of the test's own; in evaluation mode, as probing is."""
+    seen = {}
+    handles = [
+        slot.module.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: seen.update({name: output.detach().double()})
+        )
+        for name in names
+    ]
+    slot.module.eval()(batch)
+    slot.module.train()
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def size(values: torch.Tensor, kind: str) -> torch.Tensor:
+    return values.square().mean((1, 2) if kind == "twin" else None).sqrt()
+
+
+@pytest.mark.parametrize("kind", list(ARCHITECTURES))
+@pytest.mark.parametrize("biases", ["keep", "zero", "rescale"])
+@pytest.mark.parametrize("name", ["fire", "random_orthogonal"])
+def test_outer_layers_keep_the_size_of_their_outputs_and_are_isometries(kind, biases, name) -> None:
+    slot, plain = make_slot(kind), make_slot(kind)
+    layers = {layer.role: layer.name for layer in slot.layers()}
+    names, batch = [layers["input"], layers["head"]], batch_for(kind)
+    before = outputs_of(slot, names, batch)
+    options = {"input_layer": "match_outputs", "head": "match_outputs", "biases": biases}
+    report = reset_networks({"net": slot}, strategy(name, **options), batch, generator(0))
+    after = outputs_of(slot, names, batch)
+    for each in names:
+        torch.testing.assert_close(size(after[each], kind), size(before[each], kind), rtol=1e-5, atol=0)
+    reset_networks({"net": plain}, strategy(name, biases=biases), batch, generator(0))
+    for layer, other, reported in zip(slot.layers(), plain.layers(), report.layers, strict=True):
+        # The same isometry times another number, one for each network.
+        ratio = (layer.weight / other.weight).detach()
+        axes = (-2, -1) if kind == "twin" else tuple(range(ratio.ndim))
+        torch.testing.assert_close(ratio, ratio.mean(axes, keepdim=True).expand_as(ratio), rtol=1e-4, atol=0)
+        assert (abs(ratio.mean() - 1) < 1e-6) == (layer.role == "hidden")
+        sfe = (
+            (layer.weight - make_slot(kind).module.get_parameter(f"{layer.name}.weight"))
+            .double()
+            .square()
+            .sum()
+        )
+        assert reported.sfe == pytest.approx(sfe.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", list(ARCHITECTURES))
+def test_outer_layers_are_redrawn_or_kept(kind: str) -> None:
+    slot, old = make_slot(kind), make_slot(kind).module
+    reset_networks(
+        {"net": slot},
+        strategy("fire", input_layer="keep", head="redraw", biases="rescale"),
+        None,
+        generator(7),
+    )
+    fresh = slot.build(generator(7))
+    first, *_, last = slot.layers()
+    for parameter in ("weight", "bias"):
+        name = f"{first.name}.{parameter}"
+        assert torch.equal(slot.module.get_parameter(name), old.get_parameter(name))
+        name = f"{last.name}.{parameter}"
+        assert torch.equal(slot.module.get_parameter(name), fresh.get_parameter(name))
+
+
+def test_a_failing_look_at_the_new_network_changes_nothing() -> None:
+    slot = make_slot("mlp")
+    before, calls = copy.deepcopy(slot.module.state_dict()), []
+    forward = slot.forward
+
+    def fail_the_second_time(batch: torch.Tensor) -> torch.Tensor:
+        calls.append(batch)
+        if len(calls) == 2:
+            raise RuntimeError("no more")
+        return forward(batch)
+
+    slot.forward = fail_the_second_time
+    with pytest.raises(RuntimeError, match="no more"):
+        reset_networks({"net": slot}, strategy("fire", head="match_outputs"), batch_for("mlp"), generator(0))
+    assert all(torch.equal(value, before[name]) for name, value in slot.module.state_dict().items())
+
+
+def test_choices_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match="head 'redraw' changes a layer that roles hidden leave out"):
+        strategy("fire", head="redraw", roles=("hidden",))
+    with pytest.raises(ValueError, match="input_layer 'match_outputs' looks at the network's outputs"):
+        strategy("fire", input_layer="match_outputs", target="same")
+    with pytest.raises(ValueError, match="head 'drop' is not one of project, match_outputs, redraw, keep"):
+        strategy("fire", head="drop")
