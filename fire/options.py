@@ -185,6 +185,29 @@ class FireDqnOptions(FireOptions):
 
 
 @dataclass(frozen=True)
+class SingularClipOptions(LayerwiseOptions):
+    optimizer: str = option(
+        "keep",
+        "optimizer state: keep it (a clip may change little, and often), zero it or rebuild it",
+        choices=("keep", "zero", "rebuild"),
+    )
+    min_singular_value: float = option(0.25, "smaller singular values are raised to this", minimum=0)
+    max_singular_value: float = option(4.0, "larger singular values are lowered to this")
+    conv_form: str = option(
+        "flatten",
+        "a convolution's weight: one matrix (out, in * kernel), or one for each kernel position (slices)",
+        choices=CONV_FORMS,
+    )
+    roles: tuple[str, ...] = option(ROLES, f"which layers are changed, out of {', '.join(ROLES)}")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_roles(self.roles)
+        check_range("min_singular_value", self.min_singular_value, 0, float("inf"))
+        check_range("max_singular_value", self.max_singular_value, self.min_singular_value, float("inf"))
+
+
+@dataclass(frozen=True)
 class DashOptions(ResetOptions):
     min_shrink: float = option(
         0.3, "smallest factor, the paper's lambda (FIRE's vision scripts: 0.05 to 0.3)", unit="0..1"
@@ -231,7 +254,7 @@ class ReDoOptions(ResetOptions):
 
 @dataclass(frozen=True)
 class TrackedOptions(ResetOptions):
-    """Resets of single units after every update: they zero the moments of what they recycle and touch nothing else."""
+    """Resets after every update: they zero the moments of units they recycle and touch nothing else beside weights."""
 
     optimizer: str = option(
         "keep", "optimizer state beyond the recycled units' moments: keep it", choices=("keep",)
@@ -269,6 +292,53 @@ class SelfNormalizedOptions(TrackedOptions):
         check_range("min_firings", self.min_firings, 1, float("inf"))
 
 
+@dataclass(frozen=True)
+class CalibratedPartialOptions(TrackedOptions):
+    replacement_rate: float = option(0.015, "largest share of a unit's weights replaced at once", "0..1")
+    sharpness: float = option(16.0, "slope of the sigmoid of the utility")
+    threshold: float = option(
+        1.0, "utility up to which the largest share is replaced", unit="share of the layer's mean"
+    )
+    decay: float = option(0.99, "decay of the running utility", "0..1")
+    period: int = option(1000, "updates between partial resets", "updates")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("replacement_rate", self.replacement_rate, 0, 1)
+        check_range("sharpness", self.sharpness, 0, float("inf"))
+        check_range("decay", self.decay, 0, 1)
+        check_range("period", self.period, 1, float("inf"))
+
+
+@dataclass(frozen=True)
+class WeightTrackingOptions(TrackedOptions):
+    """What acts on whole weights after every update."""
+
+    roles: tuple[str, ...] = option(ROLES, f"which layers are changed, out of {', '.join(ROLES)}")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_roles(self.roles)
+
+
+@dataclass(frozen=True)
+class OrthogonalDecoupledOptions(WeightTrackingOptions):
+    strength: float = option(
+        0.1, "lambda: the step on the deviation from isometry is the learning rate times this", minimum=0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("strength", self.strength, 0, float("inf"))
+
+
+@dataclass(frozen=True)
+class NormalizeProjectOptions(WeightTrackingOptions):
+    roles: tuple[str, ...] = option(
+        ("input", "hidden"), f"which layers are projected, out of {', '.join(ROLES)}: those before norms"
+    )
+
+
 OPTIONS: dict[str, type[ResetOptions]] = {
     "none": NoResetOptions,
     "optimizer_only": OptimizerResetOptions,
@@ -283,4 +353,8 @@ OPTIONS: dict[str, type[ResetOptions]] = {
     "plasticity_injection": PlasticityInjectionOptions,
     "cbp": ContinualBackpropOptions,
     "snr": SelfNormalizedOptions,
+    "singular_clip": SingularClipOptions,
+    "calibrated_partial": CalibratedPartialOptions,
+    "orthogonal_decoupled": OrthogonalDecoupledOptions,
+    "normalize_project": NormalizeProjectOptions,
 }

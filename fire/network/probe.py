@@ -52,7 +52,7 @@ class Activation:
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """One forward pass: activations in order of execution, the head's input (networks, samples, features), the output."""
+    """One forward pass: activations in order of execution, head's input (networks, samples, features), the output."""
 
     activations: list[Activation]
     features: Tensor | None

@@ -17,7 +17,7 @@ from .plan import Plan, Write
 from .rules import Keep, NamedParameter, Rule
 
 if TYPE_CHECKING:
-    from .tracked import UnitTracker
+    from .tracked import Tracker
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Reset:
         """How many minibatches the probe batch should hold."""
         return 1
 
-    def tracker(self) -> UnitTracker | None:
+    def tracker(self) -> Tracker | None:
         """A fresh object that watches every update of one run; None for strategies that act on a schedule."""
         return None
 

@@ -23,17 +23,21 @@ from ..network.scale import layer_scale
 from ..network.slot import NetworkSlot
 from ..options import OPTIONS, ResetOptions
 from .base import LayerwiseReset, Reset
+from .calibrated_partial import CalibratedPartialReset
 from .cbp import ContinualBackprop
 from .dash import DashReset
 from .fire import FireDqnReset, FireReset
 from .full import FullReset
 from .injection import PlasticityInjection
 from .none import NoReset, OptimizerReset
+from .normalize_project import NormalizeProject
+from .orthogonal_decoupled import OrthogonalDecoupled
 from .plan import Plan, Write
 from .random_orthogonal import RandomOrthogonalReset
 from .redo import ReDo
 from .report import LayerChange, ResetReport, layer_reports
 from .shrink_perturb import ShrinkPerturbReset, SrDqnReset
+from .singular_clip import SingularClipReset
 from .snr import SelfNormalizedReset
 
 __all__ = ["REGISTRY", "LayerwiseReset", "Plan", "Reset", "ResetReport", "make_reset", "reset_networks"]
@@ -54,6 +58,10 @@ REGISTRY: dict[str, type[Reset]] = {
         PlasticityInjection,
         ContinualBackprop,
         SelfNormalizedReset,
+        SingularClipReset,
+        CalibratedPartialReset,
+        OrthogonalDecoupled,
+        NormalizeProject,
     )
 }
 

@@ -72,16 +72,26 @@ def incoming_mask(layer: WeightLayer, units: Tensor) -> Tensor:
     """Elements of the layer's weight that lead into the marked ``units`` (networks, units): bool, the
     weight's shape.
     """
-    return _mask(layer, units, layer.out_axis)
+    return spread_incoming(layer, units)
 
 
 def outgoing_mask(layer: WeightLayer, inputs: Tensor, units: Tensor) -> Tensor:
     """Elements of a consumer's weight that read the marked ``units``, which stand at the places ``inputs``."""
+    return spread_outgoing(layer, inputs, units)
+
+
+def spread_incoming(layer: WeightLayer, values: Tensor) -> Tensor:
+    """A value for each unit (networks, units) at all elements of the layer's weight that lead into the unit."""
+    return _mask(layer, values, layer.out_axis)
+
+
+def spread_outgoing(layer: WeightLayer, inputs: Tensor, values: Tensor) -> Tensor:
+    """A value for each unit (networks, units) at all elements of a consumer's weight that read it; 0 elsewhere."""
     size = layer.weight.shape[layer.in_axis]
-    places = inputs.to(units.device).flatten(1)
-    marks = units[..., None].expand(*units.shape, inputs.shape[-1]).flatten(1)
-    read = torch.zeros(len(units), size + 1, dtype=torch.bool, device=units.device).scatter(1, places, marks)
-    return _mask(layer, read[:, :size], layer.in_axis)
+    places = inputs.to(values.device).flatten(1)
+    repeated = values[..., None].expand(*values.shape, inputs.shape[-1]).flatten(1)
+    read = torch.zeros(len(values), size + 1, dtype=values.dtype, device=values.device)
+    return _mask(layer, read.scatter(1, places, repeated)[:, :size], layer.in_axis)
 
 
 def outgoing_sums(layer: WeightLayer, inputs: Tensor, values: Tensor) -> Tensor:
