@@ -69,9 +69,8 @@ def closing_words(
             f"{len(resets)} {names} reset{plural}, at env step{plural} {times}; {cost:.2f} s in all."
         )
     elif trainer.tracker is not None:
-        words.append(
-            f"{config.reset.name} acted after every update; reset/<network>/recycled_units counts its resets."
-        )
+        counted = "; reset/<network>/recycled_units counts its resets" if trainer.tracker.recycles else ""
+        words.append(f"{config.reset.name} acted after every update{counted}.")
     else:
         words.append("No network was reset.")
     words.append(f"Final evaluation {final}; the random policy gets {untrained} in the same environment.")

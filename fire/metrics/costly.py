@@ -31,6 +31,7 @@ DIAGNOSTIC_KEYS = (
     "plasticity/<network>/hessian_top_eigenvalue",
     "plasticity/<network>/gradient_cosine",
     "plasticity/<network>/gradient_rank",
+    "plasticity/<network>/optimization_readiness",
     "plasticity/<network>/coadaptation",
     "plasticity/<network>/trainability_loss",
     "plasticity/<network>/trainability_loss_fresh",
@@ -97,6 +98,31 @@ def gradient_covariance(slot: NetworkSlot, batches: Sequence[Any]) -> Tensor:
     )
     flat = flat / flat.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
     return flat @ flat.mT
+
+
+def optimization_readiness(slot: NetworkSlot, batches: Sequence[Any]) -> float | None:
+    """Gradient strength times gradient reliability, S R (Wang et al. 2026, arXiv 2605.09044).
+
+    S = ||g||^2 / L and R = ||g||^2 / E_B ||g_B||^2, g being the gradient and L the loss on all ``batches`` together,
+    g_B the gradient on one of them: large where a small step gains much of the loss and minibatches agree on it. The
+    formula is taken from a description of the paper, which itself could not be had.
+
+    Args:
+        batches: minibatches of equal size.
+
+    Returns:
+        None where the loss is not positive, which S needs (an actor's loss may have any sign).
+    """
+    flat = torch.stack(
+        [torch.cat([g.flatten() for g in gradients(slot, batch)]).double() for batch in batches]
+    )
+    with leave_no_trace(slot), torch.no_grad():
+        loss = torch.stack([slot.loss(batch).double() for batch in batches]).mean()
+    if not loss > 0:
+        return None
+    strength = flat.mean(0).square().sum()
+    spread = flat.square().sum(1).mean()
+    return float(strength**2 / (loss * spread)) if spread > 0 else 0.0
 
 
 def hessian_top_eigenvalue(
@@ -190,6 +216,9 @@ def _of_gradients(slot: NetworkSlot, batch: Any) -> dict[str, float]:
     count = min(GRADIENT_BATCHES, num_samples(batch))
     if count < 2:
         return {}
-    cosines = gradient_covariance(slot, minibatches(batch, count))
+    parts = minibatches(batch, count)
+    cosines = gradient_covariance(slot, parts)
     between = (cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1))
-    return {"gradient_cosine": float(between), "gradient_rank": effective_rank(cosines)}
+    values = {"gradient_cosine": float(between), "gradient_rank": effective_rank(cosines)}
+    readiness = optimization_readiness(slot, parts)
+    return values if readiness is None else {**values, "optimization_readiness": readiness}

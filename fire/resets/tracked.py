@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,13 @@ class TrackedReset(Reset):
 
 
 class Tracker:
-    """What a tracked reset does after every update, and the state it needs for that."""
+    """What a tracked reset does after every update, and the state it needs for that.
+
+    Attributes:
+        recycles: whether it recycles units, which it then counts.
+    """
+
+    recycles: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.state: dict[str, dict[str, Tensor]] = {}
@@ -113,6 +119,8 @@ class UnitTracker(Tracker):
     Fresh incoming weights come from one fresh network, which is drawn anew when a unit needs its part of it
     a second time: drawing a whole network for every recycled unit would cost more than the update.
     """
+
+    recycles: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()

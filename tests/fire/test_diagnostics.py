@@ -135,6 +135,19 @@ def test_agreeing_and_opposing_gradients() -> None:
     assert found["plasticity/q/gradient_cosine"] == pytest.approx((2 * 4 * 3 - 2 * 16) / (8 * 7))
 
 
+def test_optimization_readiness_by_hand() -> None:
+    module = nn.Linear(2, 1, bias=False)
+    nn.init.ones_(module.weight)
+    slot = slot_of(module)
+    slot.loss = lambda batch: module(batch).square().mean()
+    # x = (1, 0) and (0, 2): losses 1 and 4, gradients (2, 0) and (0, 8); together 2.5 and (1, 4).
+    batches = [torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])]
+    assert diagnostics.optimization_readiness(slot, batches) == pytest.approx((17 / 2.5) * (17 / 34))
+    assert diagnostics.optimization_readiness(slot, batches[:1] * 2) == pytest.approx(4 / 1)
+    slot.loss = lambda batch: -module(batch).mean()
+    assert diagnostics.optimization_readiness(slot, batches) is None
+
+
 def test_coadaptation_needs_next_features() -> None:
     slot, batch = make_slot("twin"), batch_for("twin")
     assert "plasticity/q/coadaptation" not in diagnostics.diagnose({"q": slot}, batch, generator(), steps=1)
