@@ -299,7 +299,7 @@ class MLPQNetwork(nn.Sequential):
     """Observation ``(B, D)`` to Q-values ``(B, num_actions)``: the layers of ``mlp``, Xavier-uniform, zero biases.
 
     The initialisation is that of the FIRE and ReDo protocols (Sokar et al. 2023, arXiv 2302.12902). ``layer_norm`` puts
-    a layer norm before each hidden ReLU, where Lyle et al. 2024 (arXiv 2407.01800, section 4) put it: what a ReLU sees
+    a layer norm before each hidden ReLU, where Lyle et al. 2024 (arXiv 2407.01800) put it: what a ReLU sees
     keeps its size and its mean over the units however the weights before it grow.
     """
 

@@ -17,14 +17,14 @@ from .tracked import TrackedReset, Tracker, WeightTracker
 
 @dataclass(frozen=True)
 class NormalizeProject(TrackedReset):
-    """The projection of Normalize-and-Project (Lyle et al. 2024, arXiv 2407.01800, section 4).
+    """The projection of Normalize-and-Project (Lyle et al. 2024, arXiv 2407.01800).
 
     After each update W <- rho W / ||W||_F for the layers before norms, rho being the norm of the run's first weights. A
     norm makes the network blind to the size of the weights before it, whose growth then only lowers the effective
     learning rate; the projection keeps that rate as it was. The bias is multiplied by the same number, so that a layer
     that a norm follows computes the same as before. The other half, layer norm before each ReLU, is a matter of the
-    network (``agent.layer_norm``); on a network without norms the projection changes its function. Of the norms' gains
-    and shifts, which the paper treats as well, nothing is changed.
+    network (``agent.layer_norm``); on a network without norms the projection changes its function. This follows the
+    paper's abstract; the norms' gains and shifts are left to the optimizer.
     """
 
     name: ClassVar[str] = "normalize_project"
@@ -42,7 +42,7 @@ class NormProjection(WeightTracker):
         for network, slot in slots.items():
             norms = self.state.setdefault(network, {})
             layers = self.layers(network, slot)
-            if not norms:
+            if layers and not norms:
                 names = {parameter: name for name, parameter in slot.module.named_parameters()}
                 first = slot.initial()
                 for layer in layers:

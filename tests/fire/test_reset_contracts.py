@@ -16,7 +16,10 @@ CASES = [(name, kind) for name in REGISTRY for kind in ARCHITECTURES]
 # Strategies that draw nothing for ordinary weights, and options under which the others find something to do.
 TRACKED = {name for name, reset in REGISTRY.items() if reset().tracker() is not None}
 DETERMINISTIC = {"none", "optimizer_only", "fire", "dash", "singular_clip"} | TRACKED
-NEEDED = {"redo": {"dormancy_threshold": 0.9}}
+NEEDED = {
+    "redo": {"dormancy_threshold": 0.9},
+    "singular_clip": {"min_singular_value": 0.9, "max_singular_value": 1.0},
+}
 
 
 def make(name: str, **options):
