@@ -130,8 +130,9 @@ def test_plasticity_injection_doubles_everything_behind_the_convolutions():
     assert torch.equal(agent.q(batch().obs), copied.q(batch().obs))
 
 
-def test_dormant_units_are_counted_over_batch_and_space():
-    agent = make()
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_dormant_units_are_counted_over_batch_and_space(layer_norm):
+    agent = make(layer_norm=layer_norm)
     with torch.no_grad():
         agent.q.encoder.conv2.bias[:16] = -1e3  # a quarter of the channels never fires
     data = batch(size=8)
@@ -142,7 +143,7 @@ def test_dormant_units_are_counted_over_batch_and_space():
         x = module(x)
         if name.startswith("relu"):
             activations[f"encoder.{name}"] = x.movedim(1, -1).flatten(0, -2).clone()
-    activations["head.relu4"] = F.relu(agent.q.head.fc1(x))
+    activations["head.relu4"] = agent.q.head[:-1](x)
     for name, values in activations.items():
         dormant = (values.abs().sum(0) == 0).float().mean().item()
         assert metrics[f"plasticity/q/dormant_ratio/{name}"] == pytest.approx(dormant)
@@ -150,8 +151,9 @@ def test_dormant_units_are_counted_over_batch_and_space():
     assert metrics["plasticity/q/srank"] <= 8
 
 
-def test_state_round_trip_continues_bit_for_bit():
-    agent, copied = make(target_update_period=2), make(seed=3, target_update_period=2)
+@pytest.mark.parametrize("options", [{}, {"layer_norm": True, "pixel_network": "nips"}])
+def test_state_round_trip_continues_bit_for_bit(options):
+    agent, copied = (make(seed, target_update_period=2, **options) for seed in (0, 3))
     for seed in range(2):
         agent.learn(batch(seed))
     copied.load_state_dict(copy.deepcopy(agent.state_dict()))
