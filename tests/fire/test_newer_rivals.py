@@ -14,6 +14,7 @@ from fire.options import CalibratedPartialOptions
 from fire.resets.calibrated_partial import replaced_share
 from fire.resets.orthogonal_decoupled import isometry_gradient
 from fire.resets.registry import reset_networks
+from fire.resets.singular_clip import clip_singular_values
 from tests.fire.fire_networks import ARCHITECTURES, batch_for, make_slot, strategy, train_step
 
 TRACKED = {
@@ -53,11 +54,20 @@ def test_a_clip_that_clips_nothing_and_one_that_cannot_be() -> None:
     before = parameters(slot.module)
     clip = strategy("singular_clip", min_singular_value=0.0, max_singular_value=1e3, roles=("hidden", "head"))
     reset_networks({"net": slot}, clip, None, generator())
-    for name, value in slot.module.named_parameters():
-        torch.testing.assert_close(value.detach(), before[name], rtol=1e-5, atol=1e-7)
-    assert torch.equal(slot.layers()[0].weight, before["0.weight"])
+    assert all(torch.equal(value, before[name]) for name, value in slot.module.named_parameters())
     with pytest.raises(ValueError, match=r"max_singular_value must lie in \[2, inf\], got 1"):
         strategy("singular_clip", min_singular_value=2, max_singular_value=1)
+
+
+@pytest.mark.parametrize("shape", [(9, 5), (5, 9), (3, 6, 6)])
+@pytest.mark.parametrize("smallest", [0.1, 1e-5, 0.0])
+def test_clipping_by_eigenvectors_is_clipping_by_svd(shape: tuple[int, ...], smallest: float) -> None:
+    left, _, right = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    values = torch.linspace(2.0, smallest, min(shape[-2:]), dtype=torch.float64)
+    clipped = clip_singular_values((left * values) @ right, 0.0, 1.5)
+    torch.testing.assert_close(clipped, (left * values.clip(0.0, 1.5)) @ right, rtol=1e-10, atol=1e-10)
+    raised = clip_singular_values((left * values) @ right, 0.3, 3.0)
+    torch.testing.assert_close(torch.linalg.svdvals(raised), values.clip(0.3).expand(*shape[:-2], -1))
 
 
 def test_share_falls_from_the_rate_beyond_the_threshold() -> None:
