@@ -9,10 +9,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.wrappers import FlattenObservation, RepeatAction, TransformAction
+from gymnasium.wrappers import RepeatAction, TransformAction
 from gymnasium.wrappers.utils import rescale_box
 
 from envs.backend import Transition, agent_steps
+from envs.contract import ContractEnv, construct
 from envs.errors import EnvError
 from envs.ids import resolve_env_id
 from envs.physics import nominal_of, quantities_of, scale_env
@@ -41,7 +42,7 @@ class GymnasiumBackend:
         assert isinstance(self._envs[0].observation_space, spaces.Box)
         self.observation_space = self._envs[0].observation_space
         self.max_episode_steps = agent_steps(gym.spec(env_id).max_episode_steps, action_repeat)
-        self.frames_per_second = float(self._envs[0].metadata.get("render_fps", 30))
+        self.frames_per_second = _frames_per_second(self._envs[0])
         self.quantities = quantities_of(self._envs[0])
         self._nominal: list[Any] = []  # physics of each row as it was built; known once it is changed
         self._obs = np.zeros((num_rows, *self.observation_space.shape), self.observation_space.dtype)
@@ -99,8 +100,7 @@ class GymnasiumBackend:
         return self._obs
 
     def render(self) -> np.ndarray:
-        picture = self._envs[0].render()
-        assert isinstance(picture, np.ndarray)
+        picture: Any = self._envs[0].render()
         return picture
 
     def close(self) -> None:
@@ -123,12 +123,12 @@ class GymnasiumBackend:
 def make_env(env_id: str, action_repeat: int = 1, render_mode: str | None = None) -> gym.Env:
     """Build one environment with a 1-D Box observation and Box(-1, 1) or Discrete(n) actions.
 
-    From the inside out: the environment with its time limit (which therefore counts raw frames), the action
-    repeated ``action_repeat`` times with the rewards summed (less often where the episode ends), the action
-    space brought to standard form, the observation flattened.
+    From the inside out: the environment with its time limit (which therefore counts raw frames), the observation
+    flattened, the action repeated ``action_repeat`` times with the rewards summed (less often where the episode
+    ends), the action space brought to standard form.
 
     Raises:
-        EnvError: unknown id, missing dependency, unsupported spaces.
+        EnvError: unknown id, missing dependency, unsupported spaces, a constructor that fails.
     """
     resolved = resolve_env_id(env_id)
     if render_mode == "rgb_array":
@@ -138,19 +138,24 @@ def make_env(env_id: str, action_repeat: int = 1, render_mode: str | None = None
         word in str(gym.spec(resolved).entry_point) for word in ("mujoco", "official")
     ):
         select_gl_backend()  # Gymnasium's own choice needs a display
+    # Without a mode the argument is left out: an environment need not know it.
+    rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+    env = construct(resolved, lambda: gym.make(resolved, disable_env_checker=True, **rendering))
     try:
-        # Without a mode the argument is left out: an environment need not know it.
-        rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-        env: gym.Env = gym.make(resolved, disable_env_checker=True, **rendering)
-    except (gym.error.Error, ImportError) as error:
-        raise EnvError(f"cannot build {resolved}: {' '.join(str(error).split())}") from error
-    try:
+        _require_vectors(env.observation_space, resolved)
+        env = ContractEnv(env, resolved)
         if action_repeat != 1:
             env = RepeatAction(env, action_repeat)
-        return _standard_observation(_standard_action(env, resolved), resolved)
+        return _standard_action(env, resolved)
     except EnvError:
         env.close()
         raise
+
+
+def _frames_per_second(env: gym.Env) -> float:
+    """Return the rate that ``env`` declares; 30 where it declares none that is a number."""
+    declared = env.metadata.get("render_fps", 30)
+    return float(declared) if isinstance(declared, int | float) and declared > 0 else 30.0
 
 
 def _standard_action(env: gym.Env, env_id: str) -> gym.Env:
@@ -188,8 +193,7 @@ def _rescaled_action(env: gym.Env, space: spaces.Box) -> gym.Env:
     return TransformAction(env, to_space, spaces.Box(-1, 1, (space.low.size,), space.dtype.type))
 
 
-def _standard_observation(env: gym.Env, env_id: str) -> gym.Env:
-    space = env.observation_space
+def _require_vectors(space: spaces.Space, env_id: str) -> None:
     has = f"{env_id} has the observation space {' '.join(str(space).split())}"
     if any(isinstance(leaf, spaces.Box) and _is_image(leaf) for leaf in _leaves(space)):
         raise EnvError(
@@ -197,11 +201,8 @@ def _standard_observation(env: gym.Env, env_id: str) -> gym.Env:
         )
     if not space.is_np_flattenable:
         raise EnvError(f"{has}, which cannot be flattened to a vector")
-    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-        env = FlattenObservation(env)
-    if env.observation_space.shape == (0,):
+    if spaces.flatdim(space) == 0:
         raise EnvError(f"{has}, which holds no number")
-    return env
 
 
 def _is_image(space: spaces.Box) -> bool:
