@@ -3,8 +3,8 @@
 Values merge left to right, later ones win: dataclass defaults, ``configs/algo/<algo>.yaml``,
 ``configs/env/<env>.yaml``, ``configs/reset/<reset>.yaml``, ``configs/preset/<preset>/<algo>.yaml``,
 ``configs/preset/<preset>/<algo>-<env>.yaml``, files given with ``--config``, flags. The two files that name an
-environment are optional; one named after its family (``h1`` for ``h1-walk``, ``atari`` for ``Pong``) serves where it
-has none of its own.
+environment are optional; one named after its family (``h1`` for ``h1-walk`` and for every ``humanoid_bench:`` id,
+``atari`` for ``Pong``) serves where it has none of its own.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 CONFIG_DIR = Path(__file__).parent
+OFFICIAL_PREFIX = "humanoid_bench:"  # of ids of that package, whose tasks share one protocol
 Section = TypeVar("Section", bound="DataclassInstance")
 
 
@@ -142,6 +143,8 @@ def named_files(algo: str, env: str, reset: str, preset: str) -> list[Path]:
     # From the id itself to its family: "h1-walk-v0", "h1-walk", "h1".
     task = env.rpartition(":")[2]
     names = [task, re.sub(r"-v\d+$", "", task), task.split("-")[0]]
+    if env.startswith(OFFICIAL_PREFIX):  # robots with hands too: h1hand, h1strong, g1
+        names.append("h1")
     if game := find_game(env):
         names += [game_names()[game], "atari"]
     spellings = [name.replace("/", "_") for name in names]

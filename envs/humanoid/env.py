@@ -12,6 +12,7 @@ from gymnasium import spaces
 from envs.humanoid.robot import JOINTS
 from envs.humanoid.scene import FRAME_SKIP, TIMESTEP
 from envs.humanoid.simulation import Simulation, scene
+from envs.humanoid.task import FRAME_REWARD
 from envs.humanoid.view import View
 
 
@@ -19,8 +20,8 @@ class HumanoidEnv(gym.Env):
     """The Unitree H1 in one HumanoidBench task.
 
     Observation: qpos then qvel (most tasks), float64. Action: Box(-1, 1, (19,)) float32, one target angle per joint,
-    mapped linearly to the joint's range; what lies outside is clipped. One step is 20 ms. ``info`` holds the parts of
-    the reward. The time limit is the registered environment's, not this class's.
+    mapped linearly to the joint's range; what lies outside is clipped. One step is 20 ms. ``info`` holds the reward as
+    ``per_timestep_reward`` and its parts. The time limit is the registered environment's, not this class's.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": round(1 / (FRAME_SKIP * TIMESTEP))}  # noqa: RUF012
@@ -80,7 +81,7 @@ class HumanoidEnv(gym.Env):
         observation = self._observation()
         reward, components = task.reward(simulation.readings, simulation.memory)
         terminated = bool(task.terminated(simulation.readings, simulation.memory))
-        info = {name: float(value) for name, value in components.items()}
+        info = {name: float(value) for name, value in {FRAME_REWARD: reward, **components}.items()}
         return observation, float(reward), terminated, False, info
 
     def render(self) -> np.ndarray | None:

@@ -15,6 +15,8 @@ import numpy as np
 from envs.humanoid.robot import JOINTS, STANDING_QPOS
 
 Components = dict[str, np.ndarray]
+# HumanoidBench's key in ``info`` for the reward of one frame, before any action repeat adds it to others.
+FRAME_REWARD = "per_timestep_reward"
 
 
 class Layout(dict[str, slice]):

@@ -16,7 +16,7 @@ from gymnasium.vector.utils import batch_space
 
 from envs.humanoid.env import HumanoidEnv
 from envs.humanoid.simulation import Scene, Simulation, scene
-from envs.humanoid.task import Components, Readings
+from envs.humanoid.task import FRAME_REWARD, Components, Readings
 from envs.humanoid.view import View
 
 Verdict = tuple[np.ndarray, Components, np.ndarray]  # rewards, their parts, terminations
@@ -148,7 +148,7 @@ class HumanoidVectorEnv(VectorEnv):
 
         Returns:
             Observations (N, size) float64, summed rewards (N,) float64, terminated and truncated (N,) bool, and the
-            parts of each one's last reward as (N,) arrays.
+            last frame's reward of each one, ``per_timestep_reward``, and its parts as (N,) arrays.
 
         Raises:
             ValueError: NaN or a wrong shape.
@@ -175,7 +175,7 @@ class HumanoidVectorEnv(VectorEnv):
             self._elapsed[running] += 1
             terminated[running] = ended
             truncated[running] = self._elapsed[running] >= self._limit
-            self._note(infos, components, running)
+            self._note(infos, {FRAME_REWARD: reward, **components}, running)
             over = terminated | truncated
             if np.count_nonzero(over):
                 running = np.flatnonzero(~over)
@@ -291,7 +291,7 @@ class HumanoidVectorEnv(VectorEnv):
         return reward, components, task.terminated(own.readings, own.memory)
 
     def _note(self, infos: dict[str, Any], components: Components, running: np.ndarray | slice) -> None:
-        """Write the parts of the reward into Gymnasium's vector infos: arrays, and masks of who has them."""
+        """Write the last frame's reward and its parts into the vector infos: arrays, and masks of who has them."""
         if running is EVERYONE:
             for name, values in components.items():
                 infos[name], infos[f"_{name}"] = values, self._all

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from agents.dqn import DQN
 from agents.replay import Batch
+from configs import loader
 from configs.schema import DQNConfig
 from fire.metrics.cheap import measure
 from fire.options import OPTIONS
@@ -128,6 +129,29 @@ def test_plasticity_injection_doubles_everything_behind_the_convolutions():
     copied.load_state_dict(copy.deepcopy(agent.state_dict()))
     assert torch.equal(agent.learn(batch(4))["loss"], copied.learn(batch(4))["loss"])
     assert torch.equal(agent.q(batch().obs), copied.q(batch().obs))
+
+
+def test_the_published_injection_rewinds_the_new_head_and_keeps_the_targets_output():
+    """FIRE's script: both new heads are the stored first one, a new Adam, a target with heads of its own."""
+    config, _ = loader.load(
+        ["--algo", "dqn", "--env", "Asterix", "--reset", "plasticity_injection_paper_dqn"]
+    )
+    agent = make()
+    first = {n: p.detach().clone() for n, p in agent.q.head.named_parameters()}
+    for seed in range(1, 4):
+        agent.learn(batch(seed))
+    slot = agent.networks()["q"]
+    obs = batch().obs
+    outputs = [network(obs).detach() for network in (slot.module, slot.target)]
+    assert not torch.equal(*outputs), "the target lags behind"
+    reset = REGISTRY[config.reset.strategy](config.reset.options)
+    reset_networks({"q": slot}, reset, batch(4), torch.Generator().manual_seed(3))
+    for network, output in zip((slot.module, slot.target), outputs, strict=True):
+        assert torch.equal(network(obs), output)
+        for head in (network.head.new, network.head.start):
+            assert all(torch.equal(p, first[n]) for n, p in head.named_parameters())
+    for state in slot.optimizer.state.values():
+        assert not any(value.any() for value in state.values())
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])

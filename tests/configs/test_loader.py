@@ -340,3 +340,14 @@ def test_env_files_serve_both_spellings_and_the_family():
     assert Path(loader.CONFIG_DIR / "env/h1.yaml") in files[0]
     assert load("--env", "h1-run").env.action_repeat == 2
     assert load("--env", "Pendulum-v1").env.action_repeat == 1
+
+
+@pytest.mark.parametrize(
+    "robot", ["h1-walk", "h1hand-push", "h1strong-highbar_hard", "h1touch-walk", "g1-walk"]
+)
+def test_every_robot_of_the_official_package_has_the_protocol_of_the_h1_tasks(robot):
+    argv = ("--algo", "sac", "--preset", "paper", "--env")
+    expected = loader.flatten_config(load(*argv, "h1-walk"))
+    got = loader.flatten_config(load(*argv, f"humanoid_bench:{robot}-v0"))
+    assert {path for path in got if got[path] != expected[path]} == {"env.id"}
+    assert load(*argv, "g1-walk-v0").env.action_repeat == 1, "an id of someone else"

@@ -125,6 +125,18 @@ def test_info_holds_the_parts_of_the_reward():
     env.reset(seed=0)
     _, reward, _, _, info = env.step(env.action_space.sample())
     assert reward == pytest.approx(info["small_control"] * info["standing"] * info["upright"] * info["move"])
+    assert info["per_timestep_reward"] == reward and type(info["per_timestep_reward"]) is float
+
+
+def test_info_holds_the_reward_of_the_last_frame_not_of_all_repeated_ones():
+    env, single = gym.make_vec("h1-walk-v0", num_envs=1, action_repeat=2), gym.make("h1-walk-v0")
+    env.reset(seed=0)
+    single.reset(seed=0)
+    action = single.action_space.sample()
+    rewards = [single.step(action)[1] for _ in range(2)]
+    _, reward, _, _, infos = env.step(action[None])
+    assert reward[0] == pytest.approx(sum(rewards), rel=1e-12)
+    assert infos["per_timestep_reward"][0] == pytest.approx(rewards[1], rel=1e-12)
 
 
 def test_what_is_registered_are_the_tasks():
