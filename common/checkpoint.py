@@ -49,6 +49,8 @@ def begin(folder: Path, session: str) -> None:
     mark.mkdir(parents=True, exist_ok=True)
     _empty(mark)
     (mark / _SESSION).write_text(session)
+    sync(mark / _SESSION)
+    sync(mark)
     sync(folder)
     for kind in ("best", "step"):
         discard_after(folder, kind, -1)

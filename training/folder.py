@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from common import checkpoint
-from common.files import UNSUPPORTED, replace_bytes, warn_once
+from common.files import UNSUPPORTED, replace_bytes, sync, warn_once
 from configs import loader
 from configs.errors import ConfigError
 from configs.schema import Config, DQNConfig
@@ -172,7 +172,10 @@ class Claim:
         self._doing = doing
         while True:
             try:
+                made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
                 run_dir.mkdir(parents=True, exist_ok=True)
+                for folder in made:
+                    sync(folder.parent)
                 self._descriptor = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
             except FileExistsError as error:
                 raise ConfigError(

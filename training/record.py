@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from common.files import to_json
+from common.files import sync, to_json
 from configs.schema import Config
 from envs import human_normalized_score, success_score
 from envs.vec import Episode
@@ -181,7 +181,11 @@ class Record:
         self.progress.close()
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state; the history is on disk by then, as a checkpoint must not outlast what led to it."""
         self.flush()
+        for name in HISTORY:
+            sync(self.run_dir / name)
+        sync(self.run_dir)
         return {
             "returns": list(self._returns),
             "lengths": list(self._lengths),

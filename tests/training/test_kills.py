@@ -1,14 +1,17 @@
-"""Runs killed with SIGKILL, at random moments and before exact calls, then resumed: equal to the uninterrupted run.
+"""Runs killed with SIGKILL, at random moments and before exact calls, and on full disks: resumed, they are the same.
 
-A short sample; ``-m slow`` runs 100 random and 60 exact kills.
+A short sample; ``-m slow`` runs 100 random and 60 exact kills, and fills disks at 60 calls and at 40 sizes.
 """
 
+import contextlib
 import csv
+import errno
 import fcntl
 import os
 import random
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from common import checkpoint, files
 from configs import loader
 from tests.training.test_train import SMALL, assert_same, newest, reset_records, run, table
 from training import loop
+from training.failures import one_line
 from training.folder import run_configs, run_folders
 
 EVERY = 30
@@ -41,6 +45,9 @@ CALLS = (
     (Path, "write_text"),
     (Path, "write_bytes"),
 )
+# Which of them a full disk refuses.
+GROWING = ("mkdir", "sync", "save", "write_text", "write_bytes")
+TOLD = 2  # exit status of a run that ended with an error of one line
 
 
 def folders(run_dir, company):
@@ -48,10 +55,11 @@ def folders(run_dir, company):
     return configs, run_folders(configs, run_dir)
 
 
-def start(run_dir, company, kill_before=None, log=None):
-    """Train in a process of its own, which kills itself before call number ``kill_before``; return its id.
+def start(run_dir, company, kill_before=None, full_from=None, log=None):
+    """Train in a process of its own; return its id.
 
-    With ``log``, the names of all calls are written there.
+    It kills itself before call number ``kill_before``; from call number ``full_from`` on its disk is full. With
+    ``log``, the names of all calls are written there, one a line.
     """
     if process := os.fork():
         return process
@@ -66,7 +74,9 @@ def start(run_dir, company, kill_before=None, log=None):
                 if inside or name == "flock":
                     if len(seen) == kill_before:
                         os.kill(os.getpid(), signal.SIGKILL)
-                    seen.append(f"{name} {paths}")
+                    seen.append(" ".join(f"{name} {paths}".split()))
+                    if full_from is not None and len(seen) > full_from and name in GROWING:
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *args[-1:])
                 return call(*args, **kwargs)
 
             return counting
@@ -76,11 +86,14 @@ def start(run_dir, company, kill_before=None, log=None):
         output = os.open(os.devnull, os.O_WRONLY)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        loop.train_together(*folders(run_dir, company))
+        try:
+            loop.train_together(*folders(run_dir, company))
+            status = 0
+        except Exception as error:
+            status = TOLD if one_line(error) else 1
         if log is not None:
             with open(log, "w") as file:
                 file.write("\n".join(seen))
-        status = 0
     finally:
         os._exit(status)
 
@@ -160,6 +173,52 @@ def kills_at_exact_points(straight, tmp_path, spread):
         shutil.rmtree(folder)
 
 
+def full_disks_at_exact_points(straight, tmp_path, spread):
+    company, uninterrupted, calls, _ = straight
+    for point in exact_points(calls, spread):
+        run_dir = tmp_path / str(point) / "run"
+        status = end(start(run_dir, company, full_from=point))
+        late = not any(call.startswith(GROWING) for call in calls[point:])
+        assert status == (0 if late else TOLD), point
+        require_little_lost(folders(run_dir, company)[1])
+        assert end(start(run_dir, company)) == 0
+        require_equal(folders(run_dir, company)[1], uninterrupted)
+        shutil.rmtree(run_dir.parent)
+
+
+@contextlib.contextmanager
+def disk(place, kilobytes):
+    """A file system of its own in the folder ``place``; yields a function that changes its size."""
+
+    def mount(*options):
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", place], capture_output=True
+        )
+        if done.returncode:
+            pytest.skip("needs the right to mount a file system")
+
+    place.mkdir()
+    mount(f"size={kilobytes}k")
+    try:
+        yield lambda size: mount("remount", f"size={size}k")
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def full_disks_of_every_size(straight, tmp_path, count):
+    company, uninterrupted, _, _ = straight
+    used = sum(path.stat().st_size for run in uninterrupted for path in run.rglob("*")) // 1000
+    for index in range(count):
+        place = tmp_path / str(index)
+        with disk(place, 4 + 2 * used * index // count) as resize:
+            run_dir = place / "run"
+            assert end(start(run_dir, company)) in (0, TOLD), index
+            require_little_lost(folders(run_dir, company)[1])
+            resize(100_000)
+            assert end(start(run_dir, company)) == 0, index
+            require_equal(folders(run_dir, company)[1], uninterrupted)
+
+
 def kills_at_random_moments(straight, tmp_path, count):
     company, _, _, seconds = straight
     moments = random.Random(0)
@@ -193,3 +252,13 @@ def test_killed_at_60_exact_points(straight, tmp_path):
 @pytest.mark.slow
 def test_killed_at_100_random_moments(straight, tmp_path):
     kills_at_random_moments(straight, tmp_path, 50)
+
+
+@pytest.mark.slow
+def test_disks_full_at_60_exact_points(straight, tmp_path):
+    full_disks_at_exact_points(straight, tmp_path, 26)
+
+
+@pytest.mark.slow
+def test_disks_of_40_sizes(straight, tmp_path):
+    full_disks_of_every_size(straight, tmp_path, 20)
