@@ -3,6 +3,8 @@
 # make test    run the quick test suite; `make test-slow` adds the learning tests
 # make check   lint, format check, types and quick tests
 # make bench   short runs of the benchmarks behind the figures in results/
+# make newest  the quick tests on the newest releases within the pinned major versions, once a week
+# make audit   known vulnerabilities of everything in requirements.lock; `make lock` writes that file
 
 PYTHON ?= python3
 ALGO   ?= sac
@@ -13,7 +15,7 @@ ARGS   ?=
 
 BIN := .venv/bin
 
-.PHONY: train demo test test-slow check bench clean
+.PHONY: train demo test test-slow check bench newest audit lock clean
 
 train: .venv/installed
 	$(BIN)/python train.py --algo $(ALGO) --env $(ENV) --reset $(RESET) --preset $(PRESET) $(ARGS)
@@ -43,8 +45,22 @@ bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks.atari --rounds 5
 	$(BIN)/python -m benchmarks.overlap --rounds 2
 
+newest:
+	PYTHON=$(PYTHON) .ci/newest
+
+lock: .venv-tools/installed
+	PATH="$(CURDIR)/.venv-tools/bin:$$PATH" .ci/lock
+
+audit: .venv-tools/installed
+	.venv-tools/bin/pip-audit --disable-pip --require-hashes -r requirements.lock
+
+.venv-tools/installed:
+	@$(PYTHON) -m venv .venv-tools
+	.venv-tools/bin/python -m pip install --disable-pip-version-check -q uv==0.13.9 pip-audit==2.10.1
+	@touch $@
+
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-newest .venv-tools .pytest_cache .ruff_cache .mypy_cache
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -1,0 +1,56 @@
+"""benchmarks/soak.py: it sees what grows, and what a process holds."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from benchmarks.soak import Sample, judge, sample
+
+STEADY = [Sample(100 * i, 0.5 * i, 10**9, 20, 3) for i in range(1, 42)]
+
+
+def test_a_program_that_stays_as_it_began_stays():
+    verdict = judge(STEADY)
+    assert verdict.stays and verdict.memory == 0 and verdict.seconds_per_step == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda i, s: s._replace(memory=s.memory + 10**6 * i),  # 3 % by the end
+        lambda i, s: s._replace(descriptors=s.descriptors + i // 30),
+        lambda i, s: s._replace(threads=s.threads + (i == 35)),
+        lambda i, s: s._replace(seconds=s.seconds * (1 + i / 400)),
+    ],
+)
+def test_what_grows_is_found(change):
+    assert not judge([change(i, each) for i, each in enumerate(STEADY)]).stays
+
+
+def test_the_first_quarter_may_grow():
+    assert judge(
+        [s._replace(memory=s.memory - max(0, 10**8 - 10**7 * i)) for i, s in enumerate(STEADY)]
+    ).stays
+
+
+def test_too_few_windows():
+    with pytest.raises(ValueError, match="at least 8 windows are needed, got 7"):
+        judge(STEADY[:8])
+
+
+def test_a_sample_counts_what_is_open():
+    before = sample(0)
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    opened = os.open(Path(__file__), os.O_RDONLY)
+    held = bytearray(b"x" * 50_000_000)
+    after = sample(1)
+    os.close(opened)
+    ended.set()
+    thread.join()
+    assert after.descriptors == before.descriptors + 1 and after.threads == before.threads + 1
+    assert len(held) * 0.8 < after.memory - before.memory < len(held) * 1.5
+    assert after.seconds >= before.seconds
