@@ -179,7 +179,13 @@ def test_a_disk_that_is_full_for_the_history_is_one_line(tmp_path, monkeypatch, 
     assert train.main([*SMALL["dqn"].split(), "--run-dir", str(tmp_path / "run")]) == 0
 
 
-@pytest.mark.parametrize("backend", ["module://no_such_package.backend_inline", "inline", "no such backend"])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "module://no_such_package.backend_inline",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("inline", "no such backend")),
+    ],
+)
 def test_a_notebooks_backend_for_pictures_is_left_alone_and_draws(backend, tmp_path):
     environment = {**os.environ, "MPLBACKEND": backend}
     process = subprocess.run(
@@ -237,8 +243,17 @@ def test_evaluate_works_without_docstrings(finished):
     assert shown.returncode == 0
 
 
-@pytest.mark.parametrize("delay", [0.15, 0.4, 1.0, 2.0])
-@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+@pytest.mark.parametrize(
+    "script, delay",
+    [
+        *(("train.py", 0.4), ("evaluate.py", 1.0)),
+        *(
+            pytest.param(script, delay, marks=pytest.mark.slow)
+            for script in ("train.py", "evaluate.py")
+            for delay in (0.15, 0.7, 1.5, 2.0)
+        ),
+    ],
+)
 def test_ctrl_c_at_any_time_of_the_start_is_no_traceback(script, delay, finished, tmp_path):
     argv = {"train.py": [*SMALL["dqn"].split(), "--total-steps", "100000", "--run-dir", str(tmp_path / "run")],
             "evaluate.py": [str(finished), "--episodes", "100000"]}[script]  # fmt: skip

@@ -409,8 +409,8 @@ PROPERTIES = {
     flags_are_understood_or_named: (15, 1000),
     files_are_understood_or_named: (12, 1000),
     environments_play_or_are_named: (20, 1000),
-    configurations_run_or_are_named: (4, 1000),
-    damaged_folders_are_read_or_named: (4, 1000),
+    configurations_run_or_are_named: (3, 1000),
+    damaged_folders_are_read_or_named: (3, 1000),
 }
 
 

@@ -58,19 +58,21 @@ def test_physics_is_untouched(menagerie):
     if not can_render():
         pytest.skip("neither EGL nor OSMesa on this machine")
     plain, dressed = (
-        gym.make("h1-walk-v0", render_mode="rgb_array", menagerie=folder, width=320, height=240)
+        gym.make("h1-walk-v0", render_mode="rgb_array", menagerie=folder, width=160, height=120)
         for folder in (None, menagerie)
     )
     generator = np.random.default_rng(0)
     np.testing.assert_array_equal(plain.reset(seed=0)[0], dressed.reset(seed=0)[0])
-    for _ in range(25):
+    for index in range(25):
         action = generator.uniform(-1, 1, 19).astype(np.float32)
         first, second = plain.step(action), dressed.step(action)
         np.testing.assert_array_equal(first[0], second[0])
         assert first[1:] == second[1:]
+        if index % 8:  # drawing is what takes the time
+            continue
         pictures = [env.render().astype(int) for env in (plain, dressed)]
         assert np.abs(pictures[0] - pictures[1]).max() > 100, "another robot is drawn"
-        np.testing.assert_array_equal(*(picture[:30] for picture in pictures))  # from the same place
+        np.testing.assert_array_equal(*(picture[:15] for picture in pictures))  # from the same place
     plain.close()
     dressed.close()
 

@@ -161,9 +161,9 @@ def exact_points(calls, spread):
     return sorted(special | {len(calls) * i // spread for i in range(spread)})
 
 
-def kills_at_exact_points(straight, tmp_path, spread):
-    company, _, calls, _ = straight
-    for point in exact_points(calls, spread):
+def kills_at_exact_points(straight, tmp_path, points):
+    company = straight[0]
+    for point in points:
         folder = tmp_path / str(point)
 
         def killed(run_dir, point=point):
@@ -237,16 +237,21 @@ def kills_at_random_moments(straight, tmp_path, count):
 
 
 def test_killed_at_exact_points(straight, tmp_path):
-    kills_at_exact_points(straight, tmp_path, 0)
+    """Before the configuration and between a rename and the deletion of what it replaces; together the latter alone."""
+    points = exact_points(straight[2], 0)
+    kills_at_exact_points(
+        straight, tmp_path, [points[0], points[-2]] if straight[0] == "alone" else [points[-2]]
+    )
 
 
 def test_killed_at_random_moments(straight, tmp_path):
-    kills_at_random_moments(straight, tmp_path, 1)
+    if straight[0] == "alone":
+        kills_at_random_moments(straight, tmp_path, 1)
 
 
 @pytest.mark.slow
 def test_killed_at_60_exact_points(straight, tmp_path):
-    kills_at_exact_points(straight, tmp_path, 26)
+    kills_at_exact_points(straight, tmp_path, exact_points(straight[2], 26))
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from common import checkpoint
-from tests.training.test_kills import ARGV, end, folders, require_equal, start
+from tests.training.test_kills import end, folders, require_equal, start
 from tests.training.test_train import run
 from training import loop
 
@@ -141,7 +141,7 @@ def build(files, root):
             (root / path).write_bytes(content)
 
 
-@pytest.fixture(scope="module", params=list(ARGV))
+@pytest.fixture(scope="module", params=["alone", pytest.param("together", marks=pytest.mark.slow)])
 def recorded(request, tmp_path_factory):
     """How many runs, the folders of the uninterrupted ones, and what a power cut may have left of them."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -172,8 +172,7 @@ def resume_in(recorded, tmp_path, chosen):
 
 
 def test_a_sample_of_power_cuts(recorded, tmp_path):
-    states = recorded[2]
-    count = 4 if recorded[0] == "alone" else 1
+    states, count = recorded[2], 4
     resume_in(recorded, tmp_path, [states[len(states) * (2 * i + 1) // (2 * count)] for i in range(count)])
 
 

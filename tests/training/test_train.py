@@ -98,15 +98,15 @@ def finished(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def interrupted_at(env_step):
-    """Ctrl-C as soon as a program reaches ``env_step``."""
+def interrupted_at(env_step, number=signal.SIGINT):
+    """Ctrl-C, or signal ``number``, as soon as a program reaches ``env_step``."""
     advance = Clock.advance
 
     def stop(self, transitions):
         before = self.env_step
         advance(self, transitions)
         if before < env_step <= self.env_step:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
     with mock.patch.object(Clock, "advance", stop):
         yield
