@@ -234,7 +234,7 @@ def damaged(run_dir, how, which, where, junk):
     if not files:
         return
     path = files[int(which * (len(files) - 1))]
-    content = path.read_bytes()
+    content, other = path.read_bytes(), files[int(where * (len(files) - 1))].read_bytes()
     place = int(where * len(content))
     path.unlink()
     if how == "empty":
@@ -254,7 +254,7 @@ def damaged(run_dir, how, which, where, junk):
     elif how == "loop":
         os.symlink(path, path)
     elif how == "another file":
-        path.write_bytes(files[int(where * (len(files) - 1))].read_bytes() if files[0] != path else b"{}")
+        path.write_bytes(other)
 
 
 def damaged_folders_are_read_or_named(tmp_path):

@@ -175,7 +175,8 @@ class Claim:
                 made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
                 run_dir.mkdir(parents=True, exist_ok=True)
                 for folder in made:
-                    sync(folder.parent)
+                    with contextlib.suppress(PermissionError):  # one may write where one may not read
+                        sync(folder.parent)
                 self._descriptor = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
             except FileExistsError as error:
                 raise ConfigError(
