@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
 def _train(variants: list[Config], flags: Flags, argv: list[str]) -> int:
     # PyTorch and the environments are imported here, so that --help and a misspelt flag are answered at once.
     from envs import import_module_of
-    from training.failures import one_line
+    from training.failures import device_failure, one_line
     from training.folder import run_configs, run_folders
     from training.loop import train_together
     from training.summary import python_command
@@ -67,6 +67,12 @@ def _train(variants: list[Config], flags: Flags, argv: list[str]) -> int:
         print(f"error: training diverged: {error}; {where} keeps its last checkpoint", file=sys.stderr)
         return 1
     except Exception as error:
+        if (line := device_failure(error)) is not None:
+            kept = (
+                f"; {where} keeps its last checkpoint, from which the same command goes on" if where else ""
+            )
+            print(f"error: {line}{kept}", file=sys.stderr)
+            return 1
         if (line := one_line(error)) is None:
             raise
         print(f"error: {line}", file=sys.stderr)

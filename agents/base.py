@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from agents.graphs import Capture, HostCall
+from agents.graphs import Capture, HostCall, StaticInputs
 from agents.networks import ObservationNormalizer, build_seeded
 from agents.numerics import Numerics
 from agents.replay import Batch
@@ -92,6 +92,7 @@ class Agent(ABC):
         self._seed = seed
         self._builders = builders
         self._recorded: dict[str, HostCall] = {}
+        self._uploads: dict[torch.Size, StaticInputs] = {}
         self._descent = Descent(self)
 
     @classmethod
@@ -126,7 +127,17 @@ class Agent(ABC):
     def observe(self, obs: np.ndarray) -> None:
         """Take note of the observations ``(N, ...)`` about to be acted on (input statistics), in training only."""
         if self.normalizer is not None:
-            self.normalizer.update(torch.as_tensor(obs, dtype=torch.float32, device=self.device))
+            self.normalizer.update(self.upload(np.asarray(obs, np.float32)))
+
+    def upload(self, array: np.ndarray) -> Tensor:
+        """``array`` on the device, by a copy for which nobody waits; the next call with its shape overwrites it."""
+        value = torch.as_tensor(array)
+        if self.device.type != "cuda":
+            return value.to(self.device)
+        if value.shape not in self._uploads:
+            self._uploads[value.shape] = StaticInputs([value], self.device)
+        self._uploads[value.shape].fill([value])
+        return self._uploads[value.shape].tensors[0]
 
     def draw_exploration(self, count: int, env_step: int) -> tuple[Tensor, ...]:
         """The random numbers of exploring actions in ``count`` environments, on the CPU; each begins with ``count``."""
@@ -142,12 +153,15 @@ class Agent(ABC):
 
     def act(self, obs: np.ndarray, env_step: int) -> np.ndarray:
         """Exploring actions for ``obs (N, ...)``: ``(N, A)`` float32 in [-1, 1], or ``(N,)`` int64."""
-        drawn = self.draw_exploration(len(obs), env_step)
+        return self.start_act(obs, env_step).cpu().numpy()
+
+    def start_act(self, obs: np.ndarray, env_step: int) -> Tensor:
+        """What ``act`` returns, on the device and perhaps still to come; the next call overwrites it."""
+        inputs = (np.asarray(obs, self.obs_dtype), *self.draw_exploration(len(obs), env_step))
         if self.capture is not None:
-            return self._record("explore")(np.asarray(obs, self.obs_dtype), *drawn)
+            return self._record("explore").launch(*inputs)
         with torch.inference_mode():
-            inputs = (np.asarray(obs, self.obs_dtype), *drawn)
-            return self.explore(*(torch.as_tensor(x, device=self.device) for x in inputs)).cpu().numpy()
+            return self.explore(*(torch.as_tensor(x, device=self.device) for x in inputs))
 
     def act_greedy(self, obs: np.ndarray) -> np.ndarray:
         """Deterministic actions of the same shapes."""

@@ -129,8 +129,9 @@ class FrameReplay(Replay):
     def _write_frames(self, columns: np.ndarray, frames: np.ndarray) -> None:
         """Append one frame to each of the ``columns``."""
         places = columns * self._ring + self._written[columns] % self._ring
-        pixels = torch.as_tensor(np.ascontiguousarray(frames)).flatten(1).to(self.device)
-        self._frames.index_copy_(0, torch.as_tensor(places, device=self.device), pixels)
+        pixels = np.ascontiguousarray(frames).reshape(len(columns), -1)
+        names = {f"places of {len(columns)}": places, f"pixels of {len(columns)}": pixels}
+        self._frames.index_copy_(0, *self._stage(**names).values())
         self._written[columns] += 1
 
     def _observations(self, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from agents.base import Agent
-from agents.graphs import Capture, Places, StaticInputs, pick_capture, rollback
+from agents.graphs import (
+    Capture,
+    Places,
+    Side,
+    StaticInputs,
+    agree,
+    first_cause,
+    pick_capture,
+    rollback,
+    warn_of_fallback,
+)
 from agents.numerics import FLOAT32, Numerics
 from agents.replay import Batch, Replay
 from agents.stack import Stack
@@ -56,12 +66,13 @@ class Agents:
     def act(self, obs: np.ndarray, env_step: int) -> np.ndarray:
         """Exploring actions ``(K, N, ...)`` for ``obs (K, N, ...)``, each agent's drawn from its own stream."""
         self.restack()
-        actions = [
-            self.agents[runs[0]].act(obs[runs[0]], env_step)[None]
+        started = [
+            self.agents[runs[0]].start_act(obs[runs[0]], env_step)[None]
             if stacked is None
-            else stacked.act(obs[runs], env_step)
+            else stacked.start_act(obs[runs], env_step)
             for runs, stacked in self._groups
         ]
+        actions = [each.cpu().numpy() for each in started]  # only now: a GPU is at all of them at once
         return actions[0] if len(actions) == 1 else np.concatenate(actions)[self._order]
 
     def draw(self, batch_size: int) -> Tensor:
@@ -86,8 +97,7 @@ class Agents:
                 found.append(stacked.update(Batch(*(tensor[runs] for tensor in batch)), noise[runs]))
         if len(found) == 1:
             return found[0]
-        order = torch.from_numpy(self._order)
-        return {name: torch.cat([part[name] for part in found])[order] for name in found[0]}
+        return {name: torch.cat([part[name] for part in found])[self._order_there] for name in found[0]}
 
     def restack(self) -> None:
         """Stack the agents anew if a structural reset or a checkpoint has changed one since; it moves tensors."""
@@ -108,6 +118,8 @@ class Agents:
             for runs in groups.values()
         ]
         self._order = np.argsort([k for runs, _ in self._groups for k in runs])
+        # On the device: in a graph nothing may be sent there.
+        self._order_there = torch.as_tensor(self._order, device=self.agents[0].device)
         optimizers = [getattr(agent, name) for agent in self.agents for name in agent.optimizers]
         self._known = [(optimizer, [g["params"] for g in optimizer.param_groups]) for optimizer in optimizers]
 
@@ -182,6 +194,9 @@ class GraphLearner(Learner):
     and each pattern of theirs (``Agent.update_pattern``), and a new one where a reset or a checkpoint has moved a
     tensor. What ``learn`` returns is overwritten by a later call.
 
+    Where a block cannot be recorded, or the first one does not do what the eager updates do, updates are made eagerly
+    from then on, with a warning: no run is lost for the sake of speed.
+
     Args:
         agents, replay, generators, batch_size, numerics: see :class:`Learner`.
         capture: makes a graph of a function.
@@ -198,11 +213,16 @@ class GraphLearner(Learner):
     ) -> None:
         super().__init__(agents, replay, generators, batch_size, numerics)
         self._capture = capture
+        self._side = Side()
+        self._works = True
+        self._compared = False
         self._inputs: dict[int, StaticInputs] = {}  # by number of updates
         self._blocks: dict[tuple[int, tuple[int, ...]], Callable[[], Learned]] = {}
         self._places: Places | None = None  # of the blocks' tensors
 
     def learn(self, count: int) -> Learned:
+        if not self._works:
+            return super().learn(count)
         agents = self.agents.agents
         drawn = self._draw(count)
         if count not in self._inputs:
@@ -221,13 +241,28 @@ class GraphLearner(Learner):
 
         with self.products:
             if pattern not in self._blocks:
-                with rollback(agents):
-                    self._blocks[pattern] = self._capture(block)
-                # Only now: the first updates create the optimizers' state.
-                self._places = Places(agents)
-            batch, losses = self._blocks[pattern]()
+                self._record(pattern, block)
+            batch, losses = self._blocks.get(pattern, block)()
         self._count_updates(before + count)  # a replay runs no Python
         return batch, dict(losses)
+
+    def _record(self, pattern: tuple[int, tuple[int, ...]], block: Callable[[], Learned]) -> None:
+        """Record ``block``, the first one of all for comparison with eager updates too; or give up graphs."""
+        agents = self.agents.agents
+        try:
+            with rollback(agents):
+                replay = self._capture(block, self._side)
+            # Only now: the first updates create the optimizers' state.
+            self._places = Places(agents)
+            if self._compared or agree(agents, lambda: block()[1], lambda: replay()[1]):
+                self._compared = True
+                self._blocks[pattern] = replay
+                return
+            warn_of_fallback("recorded updates differ from eager ones")
+        except RuntimeError as error:
+            warn_of_fallback(f"updates cannot be recorded ({first_cause(error)})")
+        self._works = False
+        self._blocks.clear()
 
     def _count_updates(self, number: int) -> None:
         for agent in self.agents.agents:

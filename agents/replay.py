@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.graphs import StaticInputs
+
 
 class Batch(NamedTuple):
     """Transitions as the losses see them; B is the batch size. Those of K runs have a leading K."""
@@ -80,6 +82,7 @@ class Replay(ABC):
         self._first_column = torch.arange(num_runs, device=self.device).unsqueeze(1) * num_envs
         self._arrays: dict[str, Tensor] = {}  # (rows, K * num_envs, ...)
         self._flat: dict[str, Tensor] = {}  # views of them, (rows * K * num_envs, ...)
+        self._staged: dict[tuple[str, ...], StaticInputs] = {}  # on CUDA: what a step brings, by names
         self._add_array("action", action_shape, action_dtype)
         self._add_array("reward", (), torch.float32)
         self._add_array("terminated", (), torch.bool)
@@ -122,8 +125,8 @@ class Replay(ABC):
             if np.shape(value) != self._arrays[name].shape[1:]:
                 expected = tuple(self._arrays[name].shape[1:])
                 raise ValueError(f"{name}: expected a row of shape {expected}, got {np.shape(value)}")
-        for name, value in values.items():
-            self._arrays[name][self.next_row].copy_(torch.as_tensor(value))
+        for name, tensor in self._stage(**values).items():
+            self._arrays[name][self.next_row].copy_(tensor)
         self.next_row = (self.next_row + 1) % self.num_rows
         if self._to_clear:
             self._rows_filled[list(self._to_clear)] = 0
@@ -131,6 +134,17 @@ class Replay(ABC):
         np.minimum(self._rows_filled + 1, self.num_rows, out=self._rows_filled)
         np.remainder(self.next_row - self._rows_filled, self.num_rows, out=self._oldest_row)
         self._rows_written = min(self._rows_written + 1, self.num_rows)
+
+    def _stage(self, **values: np.ndarray) -> dict[str, Tensor]:
+        """``values`` as tensors; on CUDA there already, sent in one copy for which nobody waits."""
+        tensors = {name: torch.as_tensor(np.asarray(value)) for name, value in values.items()}
+        if self.device.type != "cuda":
+            return tensors
+        key = tuple(tensors)
+        if key not in self._staged:
+            self._staged[key] = StaticInputs(list(tensors.values()), self.device)
+        self._staged[key].fill(list(tensors.values()))
+        return dict(zip(tensors, self._staged[key].tensors, strict=True))
 
     def draw(self, batch_size: int, generators: Sequence[torch.Generator]) -> Tensor:
         """Draw what ``gather`` is to return: int64 ``(K, batch_size)``, each run's by its own generator.

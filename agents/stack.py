@@ -72,9 +72,9 @@ class Stack:
     def observe(self, obs: np.ndarray) -> None:
         if self._normalizer is not None:
             obs = obs[0] if self._alone else obs
-            self._normalizer.update(torch.as_tensor(obs, dtype=torch.float32, device=self._first.device))
+            self._normalizer.update(self._first.upload(np.asarray(obs, np.float32)))
 
-    def act(self, obs: np.ndarray, env_step: int) -> np.ndarray:
+    def start_act(self, obs: np.ndarray, env_step: int) -> Tensor:
         first = self._first
         drawn = [agent.draw_exploration(obs.shape[1], env_step) for agent in self.agents]
         inputs: list[np.ndarray | Tensor] = [np.asarray(obs, first.obs_dtype)]
@@ -82,9 +82,9 @@ class Stack:
         if first.capture is not None:
             if self._recorded is None:
                 self._recorded = HostCall(self._explore, self._tensors.values, first.device, first.capture)
-            return self._recorded(*inputs)
+            return self._recorded.launch(*inputs)
         with torch.inference_mode():
-            return self._explore(*(torch.as_tensor(x, device=first.device) for x in inputs)).cpu().numpy()
+            return self._explore(*(torch.as_tensor(x, device=first.device) for x in inputs))
 
     def _explore(self, *inputs: Tensor) -> Tensor:
         if self._alone:

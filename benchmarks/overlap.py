@@ -27,7 +27,7 @@ from training.due import Clock
 
 QUIET = (
     "--reset none --eval.every 0 --eval.episodes 1 --log.metrics-every 0 --log.every 0 --num-threads 1 "
-    "--replay.replay-capacity 10000"
+    "--replay.replay-capacity 10000 --device cpu"
 )
 # Name: flags, env steps of warm-up, env steps left out behind it, env steps measured.
 CASES = {

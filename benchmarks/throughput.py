@@ -45,7 +45,7 @@ import torch
 
 from agents import Batch, ReplayBuffer
 from agents.dqn import DQN
-from agents.graphs import capture
+from agents.graphs import Side, capture
 from agents.learner import Agents, GraphLearner, Learner, make_learner
 from agents.numerics import FLOAT32
 from agents.sac import SAC
@@ -127,7 +127,7 @@ def single(args: argparse.Namespace) -> dict[str, object]:
     if args.device == "cuda":
         contenders["captured"] = learner_update("cuda")
         contenders["captured, tf32"] = learner_update("cuda", "--precision", "tf32")
-        contenders["leanrl"] = rivals.lean_update(config, batch, capture)
+        contenders["leanrl"] = rivals.lean_update(config, batch, lambda body: capture(body, Side()))
     if importlib.util.find_spec("sbx"):
         contenders["sbx"] = rivals.sbx_update(config)
     if importlib.util.find_spec("stable_baselines3"):

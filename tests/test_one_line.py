@@ -284,7 +284,7 @@ def test_memory_of_a_gpu_that_runs_out_is_one_line(tmp_path, monkeypatch, capsys
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
     monkeypatch.setattr("training.loop.make_agent", out_of_memory)
-    assert train.main([*SMALL["dqn"].split(), "--run-dir", str(tmp_path / "run")]) == 2
+    assert train.main([*SMALL["dqn"].split(), "--run-dir", str(tmp_path / "run")]) == 1
     one_line(capsys, "out of memory")
 
 

@@ -32,6 +32,14 @@ def one_line(error: Exception) -> str | None:
     sizes = (RuntimeError, TypeError, ValueError, OverflowError)
     if isinstance(error, MemoryError) or (isinstance(error, sizes) and _TOO_LARGE.search(said)):
         return f"not enough memory for these sizes: {said[:200] or type(error).__name__}"
+    return None
+
+
+def device_failure(error: Exception) -> str | None:
+    """Return what a user should read where a GPU ran out of memory or failed; None for all other errors."""
+    said = " ".join(str(error).split())[:200]
     if isinstance(error, torch.OutOfMemoryError):
-        return f"not enough memory: {said[:200]}"
+        return f"not enough memory on the GPU: {said}"
+    if isinstance(error, torch.AcceleratorError):
+        return f"the GPU failed: {said}"
     return None

@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from agents.dqn import DQN
 from agents.frames import FrameReplay
@@ -13,6 +12,7 @@ from agents.replay import ReplayBuffer
 from agents.sac import SAC
 from agents.td3 import TD3
 from configs.schema import DQNConfig, SACConfig, TD3Config
+from tests.pretend_cuda import repeat
 
 OBS, ACTION, BATCH, ENVS = 5, 3, 8, 2
 CPU = torch.device("cpu")
@@ -101,7 +101,7 @@ class _Recorder(TorchDispatchMode):
 WAITING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
 
 
-def recorded(body):
+def recorded(body, side=None):
     """A CUDA graph's behaviour on the CPU: operations repeated on the addresses and the constants of the recording.
 
     Whatever Python decided or counted while recording is frozen, and the tensors of the recording hold the results.
@@ -113,18 +113,8 @@ def recorded(body):
         final = body()
 
     def replay():
-        with torch.no_grad():
-            for function, args, kwargs, before in recorder.operations:
-                given = [t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if _is_tensor(t)]
-                now = function(*args, **kwargs)
-                for old, new in zip(tree_leaves(before), tree_leaves(now), strict=True):
-                    # What shares memory with an argument is a view, or was written in place.
-                    if _is_tensor(old) and old.untyped_storage().data_ptr() not in given:
-                        old.copy_(new)
+        repeat(recorder.operations)
         return final
 
+    replay.operations = recorder.operations
     return replay
-
-
-def _is_tensor(value):
-    return isinstance(value, torch.Tensor)

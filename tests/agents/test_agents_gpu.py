@@ -13,10 +13,7 @@ from agents.sac import SAC
 from configs.schema import DQNConfig, SACConfig
 from fire.resets.registry import REGISTRY
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
 
 
@@ -62,7 +59,7 @@ def test_replay_lives_and_samples_on_the_gpu():
     buffer = ReplayBuffer(8, 1, (5,), (3,), False, 0.99, device=CUDA)
     buffer.add(*(np.zeros((1, *s), np.float32) for s in ((5,), (3,), ())), np.array([False]), np.array([False]),
                np.ones((1, 5), np.float32))  # fmt: skip
-    sample = buffer.sample(4, torch.Generator().manual_seed(0))
+    sample = buffer.run(0).sample(4, torch.Generator().manual_seed(0))
     assert all(t.device.type == "cuda" for t in sample) and sample.next_obs.eq(1).all()
 
 
@@ -78,11 +75,12 @@ def test_frame_replay_on_the_gpu_hands_out_what_the_cpu_does():
             buffer.add(obs, np.ones(2, int), np.ones(2, np.float32), ended, np.zeros(2, bool), following)
         fresh = rng.integers(0, 256, obs.shape, dtype=np.uint8)
         obs = np.where(ended[:, None, None, None], fresh, following)
-    index = torch.arange(len(cpu))
-    for one, other in zip(cpu.gather(index), gpu.gather(index.to(CUDA)), strict=True):
+    here, there = cpu.run(0), gpu.run(0)
+    index = torch.arange(len(here))
+    for one, other in zip(here.gather(index), there.gather(index.to(CUDA)), strict=True):
         assert other.device.type == "cuda" and torch.equal(one, other.cpu())
-    gpu.load_state_dict(cpu.state_dict())
-    assert torch.equal(cpu.gather(index).obs, gpu.gather(index.to(CUDA)).obs.cpu())
+    there.load_state_dict(here.state_dict())
+    assert torch.equal(here.gather(index).obs, there.gather(index.to(CUDA)).obs.cpu())
 
 
 @pytest.mark.parametrize("reset", ["cbp", "snr"])

@@ -17,10 +17,7 @@ from tests.training.test_act_lag import ARGS, SHORT
 from tests.training.test_train import newest, run_interrupted
 from training import loop
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
 
 
@@ -61,19 +58,21 @@ def pair(algo, **options):
     )
 
 
-RESETS = [
-    ("fire", {}),
-    ("full", {"optimizer": "rebuild"}),
-    ("plasticity_injection", {}),
-    ("redo", {}),
-    ("cbp", {}),
-]
+RESETS = {"fire": {}, "full": {"optimizer": "rebuild"}, "plasticity_injection": {}, "redo": {}, "cbp": {}}
+QUICK = {("sac", "fire"), ("sac", "plasticity_injection"), ("dqn", "full"), ("dqn", "redo")}
 
 
-@pytest.mark.parametrize(("reset", "options"), RESETS)
-@pytest.mark.parametrize("algo", ["sac", "dqn"])
-def test_captured_updates_equal_eager_ones_through_resets(algo, reset, options):
-    strategy = REGISTRY[reset](OPTIONS[reset](**options))
+def slow_unless(quick, *each):
+    """A case that is slow on the pretended device, where it is not among the quick ones."""
+    return pytest.param(*each, marks=() if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("algo", "reset"),
+    [slow_unless((algo, reset) in QUICK, algo, reset) for algo in ("sac", "dqn") for reset in RESETS],
+)
+def test_captured_updates_equal_eager_ones_through_resets(algo, reset):
+    strategy = REGISTRY[reset](OPTIONS[reset](**RESETS[reset]))
 
     def resets(case, step, batches):
         slots, tracker = case.agents[0].networks(), strategy.tracker()
@@ -86,15 +85,15 @@ def test_captured_updates_equal_eager_ones_through_resets(algo, reset, options):
 
 
 def test_captured_updates_on_frames_equal_eager_ones():
-    through(*pair("pixels"), steps=16)
+    through(*pair("pixels"), steps=8)
 
 
-@pytest.mark.parametrize("algo", ["sac", "dqn"])
+@pytest.mark.parametrize("algo", [slow_unless(False, "sac"), "dqn", slow_unless(False, "pixels")])
 def test_captured_updates_of_several_agents_equal_eager_ones(algo):
     through(*pair(algo, count=3), steps=8)
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("precision", [slow_unless(False, "tf32"), "bf16"])
 def test_captured_updates_equal_eager_ones_in_every_precision(precision):
     through(*pair("sac", numerics=Numerics(precision)), steps=8)
     assert torch.backends.cuda.matmul.fp32_precision != "tf32"
@@ -103,9 +102,9 @@ def test_captured_updates_equal_eager_ones_in_every_precision(precision):
 def test_a_reset_in_place_reaches_the_captured_graph_without_a_new_capture():
     counted = []
 
-    def counting(body):
+    def counting(body, side):
         counted.append(1)
-        return capture(body)
+        return capture(body, side)
 
     case = Case("sac", counting, device=CUDA)
     case.step()
@@ -154,15 +153,17 @@ def test_captured_acting_takes_other_shapes_and_follows_the_weights():
     for size in (1, 4, 1, 4):
         with torch.no_grad():
             for parameter in agent.q.parameters():
-                parameter.normal_(generator=torch.Generator(CUDA).manual_seed(size))
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(size)))
         obs = rng.normal(size=(size, 5)).astype(np.float32)
         with torch.inference_mode():
             expected = agent.q(torch.as_tensor(obs, device=CUDA)).argmax(1).cpu().numpy()
         assert np.array_equal(agent.act_greedy(obs), expected)
 
 
-@pytest.mark.parametrize("lag", ["0", "1"])
-@pytest.mark.parametrize("algo", ["sac", "dqn"])
+@pytest.mark.parametrize(
+    ("algo", "lag"),
+    [slow_unless((algo, lag) == ("dqn", "0"), algo, lag) for algo in ("sac", "dqn") for lag in "01"],
+)
 def test_a_run_with_graphs_resumes_and_makes_every_update(algo, lag, tmp_path, monkeypatch):
     monkeypatch.setitem(ARGS, algo, ARGS[algo] + " --device cuda")
     monkeypatch.setattr("tests.training.test_train.SMALL", ARGS)

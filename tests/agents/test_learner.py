@@ -28,9 +28,9 @@ class Counted:
     def __init__(self):
         self.count = 0
 
-    def __call__(self, body):
+    def __call__(self, body, side):
         self.count += 1
-        return recorded(body)
+        return recorded(body, side)
 
 
 def compare(one, other, resets=lambda case, step, batches: None, steps=8):

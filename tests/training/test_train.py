@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 COMMON = (
     "--preset quick --total-steps 200 --replay.learning-starts 60 --replay.batch-size 16 --reset.every 80 "
     "--reset.until 160 --eval.every 90 --eval.episodes 1 --log.every 30 --log.metrics-every 50 --log.probe-size 32 "
-    "--num-threads 1 "
+    "--num-threads 1 --device cpu "
 )
 SMALL = {
     "sac": COMMON + "--algo sac --env h1-walk --agent.actor-width 8 --agent.critic-width 8",
