@@ -20,6 +20,7 @@ from configs.errors import ConfigError
 from configs.schema import Config, DQNConfig, SACConfig, TD3Config
 
 LARGE_BUFFER = 10**9  # bytes from which a replay buffer's size is announced
+CUDA_RESERVE = 2 << 30  # bytes that networks, graphs and the libraries' workspaces may take on a GPU
 
 
 class Algorithm(NamedTuple):
@@ -133,6 +134,8 @@ def _capacity(config: Config) -> int:
 def _announce(needed: int, num_runs: int, capacity: int, device: torch.device) -> None:
     """State how many bytes a large buffer needs and raise ConfigError where that much memory is not to be had."""
     available = available_memory(device)
+    if available is not None and device.type == "cuda":
+        available = max(available - CUDA_RESERVE, 0)
     what = f"{num_runs} x {capacity:,} transitions" if num_runs > 1 else f"{capacity:,} transitions"
     if available is not None and needed > available:
         fits = int(capacity * available / needed)
@@ -146,7 +149,9 @@ def _announce(needed: int, num_runs: int, capacity: int, device: torch.device) -
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device for ``auto``, ``cpu`` or ``cuda``; float32 products on it are IEEE ones from here on.
+    """Return the device for ``auto``, ``cpu`` or ``cuda``, of several GPUs the first that the process sees.
+
+    From here on float32 products are IEEE ones, and convolutions repeat themselves bit for bit, as a resumed run must.
 
     Raises:
         ConfigError: CUDA is asked for and absent.
@@ -154,4 +159,5 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch sees no CUDA device; valid here: auto, cpu")
     set_products("ieee")
+    torch.backends.cudnn.deterministic = True
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

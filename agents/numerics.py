@@ -80,7 +80,14 @@ def missing_compiler(device: torch.device) -> str | None:
 
 
 def set_products(precision: str) -> None:
-    """Compute float32 products on CUDA as ``ieee`` or ``tf32``; PyTorch itself has convolutions in TensorFloat-32."""
+    """Compute float32 products on CUDA as ``ieee`` or ``tf32``, PyTorch's own choice for convolutions.
+
+    PyTorch has two generations of flags for it. Its compiler reads the older ones, which raise where only the newer
+    were set, so all are set.
+    """
+    is_tf32 = precision == "tf32"
+    torch.set_float32_matmul_precision("high" if is_tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = is_tf32
     torch.backends.cuda.matmul.fp32_precision = precision
     torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]  # set at run time by PyTorch
 

@@ -383,7 +383,10 @@ class Config:
         "start from a checkpoint of another run (its folder, or the run's for the newest) instead of from nothing, "
         "so that several resets share one beginning; {seed} in it stands for the run's seed",
     )
-    device: str = option("auto", "where networks and replay live", choices=("auto", "cpu", "cuda"))
+    device: str = option(
+        "auto",
+        "where networks and replay live; of several GPUs the first that CUDA_VISIBLE_DEVICES leaves",
+        choices=("auto", "cpu", "cuda"))
     num_threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's own choice", minimum=0, maximum=1024)
     precision: str = option(
         "float32",

@@ -120,13 +120,23 @@ def test_tf32_is_refused_where_there_is_no_cuda(capsys):
 
 def test_tf32_holds_for_the_updates_alone_and_convolutions_are_ieee_otherwise():
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+
+    def readers():
+        """What the older flags say, which PyTorch's compiler reads; they raise where only the newer were set."""
+        assert torch.get_float32_matmul_precision() in ("highest", "high")
+        is_tf32 = torch.get_float32_matmul_precision() == "high"
+        return {is_tf32, torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32}
+
     before = [backend.fp32_precision for backend in backends]
     try:
         set_products("ieee")
         for precision, inside in (("float32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")):
             with Numerics(precision).products():
                 assert {backend.fp32_precision for backend in backends} == {inside}
-            assert {backend.fp32_precision for backend in backends} == {"ieee"}
+                assert readers() == {inside == "tf32"}
+            assert {backend.fp32_precision for backend in backends} == {"ieee"} and readers() == {False}
+        with torch.backends.cudnn.flags(enabled=True):  # reads them all
+            pass
     finally:
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision

@@ -138,7 +138,7 @@ def test_updates_equal_two_separate_critics_with_autograds_own_gradients():
     def policy(obs):
         mean, log_std = actor(obs)
         raw = mean + log_std.exp() * torch.randn(mean.shape, generator=noise)
-        log_prob = Normal(mean, log_std.exp()).log_prob(raw) - torch.log1p(-torch.tanh(raw).square())
+        log_prob = Normal(mean, log_std.exp()).log_prob(raw) - 2 * (math.log(2) - raw - F.softplus(-2 * raw))
         return torch.tanh(raw), log_prob.sum(1)
 
     def descend(optimizer, loss):
