@@ -40,7 +40,7 @@ class ResetOptions:
     optimizer: str = option(
         "zero",
         "optimizer state of the reset network: zero it in place (moments and step count), rebuild it (drop it, so that "
-        "the next update starts it anew; any optimizer, but captured CUDA graphs do not see it), or keep it",
+        "the next update starts it anew; any optimizer, but CUDA graphs are recorded anew), or keep it",
         choices=("zero", "rebuild", "keep"),
     )
     target: str = option(

@@ -6,6 +6,7 @@ directions each have rank three, not six. Definitions and sources of every key s
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,8 +64,7 @@ def srank(features: Tensor, threshold: float = 0.01) -> float:
     Args:
         features: (samples, features). All-zero features have srank 0.
     """
-    shares = _singular_value_shares(features)
-    return float((shares.cumsum(0) < (1 - threshold) * shares.sum()).sum() + 1) if shares.sum() > 0 else 0.0
+    return _srank(_singular_value_shares(features), threshold)
 
 
 def effective_rank(features: Tensor) -> float:
@@ -73,18 +73,17 @@ def effective_rank(features: Tensor) -> float:
     Args:
         features: (samples, features).
     """
-    shares = _singular_value_shares(features)
-    return float(torch.special.entr(shares).sum().exp()) if shares.sum() > 0 else 0.0
+    return _effective_rank(_singular_value_shares(features))
 
 
 def feature_norm(features: Tensor) -> float:
     """Mean Euclidean norm of a sample's features; ``features`` is (samples, features)."""
-    return float(torch.linalg.vector_norm(features.double(), dim=-1).mean())
+    return float(_feature_norm(features))
 
 
 def joint_norm(tensors: Sequence[Tensor]) -> float:
     """Euclidean norm of all elements of all tensors together."""
-    return float(sum((t.double().square().sum() for t in tensors), torch.zeros(())).sqrt())
+    return float(_joint_norm(tensors))
 
 
 def measure(
@@ -100,67 +99,96 @@ def measure(
     were. Metrics a network cannot have are left out: dormancy without activation modules, ranks without a
     head.
     """
-    scalars: dict[str, float] = {}
+    figures: dict[str, Tensor] = {}
     for network, slot in slots.items():
-        prefix = f"plasticity/{network}"
-        scalars |= {f"{prefix}/{key}": value for key, value in _weights(slot).items()}
-        scalars |= {
-            f"{prefix}/{key}": value
-            for key, value in _activations(slot, batch, dormancy_threshold, srank_threshold).items()
-        }
-        scalars[f"{prefix}/gradient_norm"] = _gradient_norm(slot, batch)
-    return scalars
+        found = _weights(slot) | _activations(slot, batch, dormancy_threshold, srank_threshold)
+        found["gradient_norm"] = _gradient_norm(slot, batch)
+        figures |= {f"plasticity/{network}/{key}": value for key, value in found.items()}
+    return _on_host(figures)
 
 
-def _weights(slot: NetworkSlot) -> dict[str, float]:
-    scalars: dict[str, float] = {"dfi": 0.0, "dfi_scaled": 0.0}
+def _on_host(figures: Mapping[str, Tensor]) -> dict[str, float]:
+    """Tensors of one element as numbers, those of one device in one transfer."""
+    by_device: dict[torch.device, list[str]] = defaultdict(list)
+    for key, value in figures.items():
+        by_device[value.device].append(key)
+    numbers: dict[str, float] = {}
+    for keys in by_device.values():
+        values = torch.stack([figures[key].double() for key in keys]).tolist()
+        numbers |= dict(zip(keys, values, strict=True))
+    return {key: numbers[key] for key in figures}
+
+
+def _weights(slot: NetworkSlot) -> dict[str, Tensor]:
+    zero = torch.zeros((), dtype=torch.float64)
+    figures: dict[str, Tensor] = {"dfi": zero, "dfi_scaled": zero}
     for layer in slot.layers():
         gram = short_gram(layer.matrices())
         for key, scale in (("dfi", 1.0), ("dfi_scaled", layer_scale(layer, "paper"))):
-            scalars[f"{key}/{layer.name}"] = float(dfi_of_gram(gram, scale).sum())
-            scalars[key] += scalars[f"{key}/{layer.name}"]
-        scalars[f"weight_norm/{layer.name}"] = _mean_norm([layer.weight.detach()], slot.ensemble_size)
-    scalars["weight_norm"] = _mean_norm([p.detach() for p in slot.module.parameters()], slot.ensemble_size)
-    return scalars
+            figures[f"{key}/{layer.name}"] = dfi_of_gram(gram, scale).sum()
+            figures[key] = figures[key] + figures[f"{key}/{layer.name}"]
+        figures[f"weight_norm/{layer.name}"] = _mean_norm([layer.weight.detach()], slot.ensemble_size)
+    figures["weight_norm"] = _mean_norm([p.detach() for p in slot.module.parameters()], slot.ensemble_size)
+    return figures
 
 
 def _activations(
     slot: NetworkSlot, batch: Any, dormancy_threshold: float, srank_threshold: float
-) -> dict[str, float]:
+) -> dict[str, Tensor]:
     seen = record_forward(slot, batch)
-    scalars: dict[str, float] = {}
+    figures: dict[str, Tensor] = {}
     for key, marks in (
         ("dormant_ratio", {a.name: dormant_units(a.values, dormancy_threshold) for a in seen.activations}),
         ("zero_activation_ratio", {a.name: zero_units(a.values) for a in seen.activations}),
     ):
         if marks:
-            scalars |= {f"{key}/{name}": float(mark.double().mean()) for name, mark in marks.items()}
-            scalars[key] = float(torch.cat([mark.flatten() for mark in marks.values()]).double().mean())
+            figures |= {f"{key}/{name}": mark.double().mean() for name, mark in marks.items()}
+            figures[key] = torch.cat([mark.flatten() for mark in marks.values()]).double().mean()
     if seen.features is not None:
-        networks = list(seen.features)
-        scalars["srank"] = _mean([srank(f, srank_threshold) for f in networks])
-        scalars["effective_rank"] = _mean([effective_rank(f) for f in networks])
-        scalars["feature_norm"] = _mean([feature_norm(f) for f in networks])
-    return scalars
+        # On the host, where LAPACK is faster at this size than the solver of a GPU.
+        shares = [_singular_value_shares(features) for features in seen.features.cpu()]
+        ranks = {
+            "srank": [_srank(share, srank_threshold) for share in shares],
+            "effective_rank": [_effective_rank(share) for share in shares],
+        }
+        figures |= {key: torch.tensor(_mean(found), dtype=torch.float64) for key, found in ranks.items()}
+        figures["feature_norm"] = _mean([_feature_norm(features) for features in seen.features])
+    return figures
 
 
-def _gradient_norm(slot: NetworkSlot, batch: Any) -> float:
+def _gradient_norm(slot: NetworkSlot, batch: Any) -> Tensor:
     parameters = [p for p in slot.module.parameters() if p.requires_grad]
     with leave_no_trace(slot), torch.enable_grad():
         gradients = torch.autograd.grad(slot.loss(batch), parameters, allow_unused=True)
     return _mean_norm([g for g in gradients if g is not None], slot.ensemble_size)
 
 
-def _mean_norm(tensors: Sequence[Tensor], ensemble_size: int | None) -> float:
+def _mean_norm(tensors: Sequence[Tensor], ensemble_size: int | None) -> Tensor:
     """Joint norm, averaged over the networks of an ensemble; a tensor without the leading dimension counts in each."""
     if ensemble_size is None:
-        return joint_norm(tensors)
+        return _joint_norm(tensors)
     return _mean(
         [
-            joint_norm([t[e] if t.ndim and t.shape[0] == ensemble_size else t for t in tensors])
+            _joint_norm([t[e] if t.ndim and t.shape[0] == ensemble_size else t for t in tensors])
             for e in range(ensemble_size)
         ]
     )
+
+
+def _joint_norm(tensors: Sequence[Tensor]) -> Tensor:
+    return sum((t.double().square().sum() for t in tensors), torch.zeros(())).sqrt()
+
+
+def _feature_norm(features: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(features.double(), dim=-1).mean()
+
+
+def _srank(shares: Tensor, threshold: float) -> float:
+    return float((shares.cumsum(0) < (1 - threshold) * shares.sum()).sum() + 1) if shares.sum() > 0 else 0.0
+
+
+def _effective_rank(shares: Tensor) -> float:
+    return float(torch.special.entr(shares).sum().exp()) if shares.sum() > 0 else 0.0
 
 
 def _singular_value_shares(features: Tensor) -> Tensor:
@@ -169,5 +197,6 @@ def _singular_value_shares(features: Tensor) -> Tensor:
     return singular_values / total if total > 0 else singular_values
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[Any]) -> Any:
+    """The mean of numbers or tensors."""
     return sum(values) / len(values)

@@ -302,7 +302,7 @@ class _Probe:
         outputs = self._repeat(lambda index: self.calls[index].noise if index in sources else None, see)
         flags = [(index, flag) for index, flag in changed.items()]
         flags += [(OUTPUT, _differs(now, was).any()) for now, was in zip(outputs, self.outputs, strict=True)]
-        answers = torch.stack([flag.cpu() for _, flag in flags]).tolist()
+        answers = _on_host([flag for _, flag in flags])
         return {index for (index, _), answer in zip(flags, answers, strict=True) if answer}
 
     def spell(self, chains: dict[int, list[int]]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
@@ -327,9 +327,7 @@ class _Probe:
 
         def see(index: int, tensor: Tensor) -> None:
             if index in of or self.is_layer(index):
-                seen[index].append(
-                    self._by_input(index, _differs(tensor, self.calls[index].before), of).cpu()
-                )
+                seen[index].append(self._by_input(index, _differs(tensor, self.calls[index].before), of))
 
         def noise(index: int, digit: int, value: int) -> Tensor | None:
             chosen = (numbers[index] >> digit) & 1 == value
@@ -348,7 +346,7 @@ class _Probe:
                 self._repeat(functools.partial(noise, digit=digit, value=value), see)
         spelled = {}
         for index, flags in seen.items():
-            zeros, ones = torch.stack(flags[0::2]), torch.stack(flags[1::2])
+            zeros, ones = torch.stack(flags).cpu().unflatten(0, (-1, 2)).unbind(1)
             number = (ones.long() << torch.arange(digits).view(-1, 1, 1)).sum(0)
             number[~(zeros ^ ones).all(0)] = MIXED
             number[~(zeros | ones).any(0)] = NOTHING
@@ -361,10 +359,10 @@ class _Probe:
 
         def see(index: int, tensor: Tensor) -> None:
             if self.is_layer(index):
-                zero[index] = ~self._by_input(index, tensor != 0, {}).cpu()
+                zero[index] = ~self._by_input(index, tensor != 0, {})
 
         self._repeat(lambda index: -self.calls[index].after if index in activations else None, see)
-        return zero
+        return {index: flags.cpu() for index, flags in zero.items()}
 
     def _by_input(self, index: int, flags: Tensor, chains: dict[int, list[int]]) -> Tensor:
         """Whether any of ``flags``, in the shape of a call's input, is set: (networks, inputs)."""
@@ -462,3 +460,11 @@ def _tensors(output: Any) -> Iterator[Tensor]:
             yield leaf.detach().clone()
         elif leaf is not None and not isinstance(leaf, bool | int | float | str):
             raise Unprovable(f"the network returns a {type(leaf).__name__}, which cannot be looked into")
+
+
+def _on_host(flags: list[Tensor]) -> list[bool]:
+    """Flags without dimensions as Python's own; those of one device are asked for at once."""
+    devices = {flag.device for flag in flags}
+    if len(devices) > 1:
+        flags = [flag.cpu() for flag in flags]
+    return torch.stack(flags).tolist()

@@ -92,8 +92,8 @@ class NetworkSlot:
             return
         ours = [*self.module.parameters(), *self.module.buffers()]
         theirs = [*self.target.parameters(), *self.target.buffers()]
-        for source, destination in zip(ours, theirs, strict=True):
-            destination.copy_(source)
+        if ours:
+            torch._foreach_copy_(theirs, ours)
 
     def check_target(self) -> None:
         """Raise where :meth:`sync_target` would fail, ValueError for another structure, TypeError for its memory."""
@@ -119,15 +119,20 @@ class NetworkSlot:
         """
         self.check_zeroable()
         starts = next(starts for kind, starts in OPTIMIZERS.items() if isinstance(self.optimizer, kind))
+        zeros = []
         for parameter, group in self._optimized():
             state = self.optimizer.state.get(parameter, {})
             for key, value in state.items():
                 start = starts.get(key, 0.0)
                 start = group[start] if isinstance(start, str) else start
-                if isinstance(value, Tensor):
+                if isinstance(value, Tensor) and start == 0:
+                    zeros.append(value)
+                elif isinstance(value, Tensor):
                     value.fill_(start)
                 elif isinstance(value, int | float):
                     state[key] = type(value)(start)
+        if zeros:
+            torch._foreach_zero_(zeros)
 
     def rebuild_optimizer_state(self) -> None:
         """Drop the optimizer's state of the touched parameters: the next step creates it as in a new optimizer.

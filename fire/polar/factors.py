@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -152,6 +152,7 @@ def polar_factors(
     results = [_empty_result(t, spectra and method == "polar" and not t.is_cuda) for t in tensors]
     alone: list[Callable[[], None]] = []  # each may use all threads
     abreast: list[Callable[[], None]] = []  # each uses one
+    doubts: list[tuple[_Doubt, Callable[[], None]]] = []  # of GPUs, and what hands a batch out again
     for group, indices in groups.items():
         route = _route(backend, group)
         inputs = [_tall(_as_batch(tensors[i]), group.is_wide).contiguous() for i in indices]
@@ -168,6 +169,8 @@ def polar_factors(
             parts = [inputs[run][start:stop] for run, start, stop in chunk]
             batch = torch.cat(parts) if len(parts) > 1 else parts[0]
             slices = [(indices[run], k) for run, start, stop in chunk for k in range(start, stop)]
+            own: list[_Doubt] = []
+            may_wait = not batch.is_cuda or (route is not routes.by_polynomials and method == "polar")
             solved = _solve(
                 batch.mT if group.is_wide else batch,
                 [f"{names[i]} (slice {k})" if tensors[i].ndim > 2 else names[i] for i, k in slices],
@@ -177,11 +180,17 @@ def polar_factors(
                 null,
                 route,
                 results[indices[0]].singular_values is not None,
+                None if may_wait else own,
             )
-            factors = (solved.factors.mT if group.is_wide else solved.factors).to(group.dtype)
             lengths = [stop - start for _, start, stop in chunk]
             places = [outputs[run][start:stop] for run, start, stop in chunk]
-            torch._foreach_copy_(places, list(factors.split(lengths)))
+
+            def hand_out() -> None:
+                factors = (solved.factors.mT if group.is_wide else solved.factors).to(group.dtype)
+                torch._foreach_copy_(places, list(factors.split(lengths)))
+
+            hand_out()
+            doubts.extend((doubt, hand_out) for doubt in own)
             if solved.singular_values is not None and solved.defect is not None:
                 rounding = ROUNDINGS * torch.finfo(group.dtype).eps + group.short * routes.EPS64
                 defect = solved.defect + rounding
@@ -198,7 +207,37 @@ def polar_factors(
     for job in alone:
         job()
     _run_abreast(abreast)
+    _settle(doubts)
     return results
+
+
+class _Doubt(NamedTuple):
+    """A batch on a GPU that is solved, except for slices that the host may have to solve.
+
+    Attributes:
+        factors: what the batch was solved to.
+        flags: (slices,) bool, whether the host must look at a slice.
+        look: solves a slice on the host, or raises.
+    """
+
+    factors: Tensor
+    flags: Tensor
+    look: Callable[[int], Tensor]
+
+
+def _settle(doubts: Sequence[tuple[_Doubt, Callable[[], None]]]) -> None:
+    """Ask each GPU once about all its batches, and let the host solve what it must."""
+    by_device: dict[torch.device, list[tuple[_Doubt, Callable[[], None]]]] = defaultdict(list)
+    for doubt, hand_out in doubts:
+        by_device[doubt.flags.device].append((doubt, hand_out))
+    for batches in by_device.values():
+        answers = iter(torch.cat([doubt.flags for doubt, _ in batches]).tolist())
+        for doubt, hand_out in batches:
+            chosen = [index for index in range(len(doubt.flags)) if next(answers)]
+            for index in chosen:
+                doubt.factors[index] = doubt.look(index)
+            if chosen:
+                hand_out()
 
 
 def _run_abreast(jobs: Sequence[Callable[[], None]]) -> None:
@@ -296,23 +335,44 @@ def _solve(
     null: str,
     route: routes.Route,
     spectra: bool,
+    doubts: list[_Doubt] | None,
 ) -> PolarFactors:
-    """Solve ``batch`` (slices, m, n), m >= n; the defect is without the rounding of the result's dtype."""
+    """Solve ``batch`` (slices, m, n), m >= n; the defect is without the rounding of the result's dtype.
+
+    With ``doubts`` nothing waits for the device: what the host must look at is appended there.
+    """
+
+    def refuse(index: int) -> NoReturn:
+        raise ValueError(f"{labels[index]} holds NaN or infinity; nothing was orthogonalized")
+
     largest = batch.abs().amax(dim=(-2, -1), keepdim=True)
     finite = largest.isfinite().flatten()
-    if not finite.all():
-        bad = int((~finite).nonzero()[0])
-        raise ValueError(f"{labels[bad]} holds NaN or infinity; nothing was orthogonalized")
+    if doubts is None and not finite.all():
+        refuse(int((~finite).nonzero()[0]))
     # Scaling by the largest entry changes no polar factor and keeps squares in the range of the dtype.
     largest = torch.where(largest == 0, 1, largest)
     if method != "polar":
         coefficients = NEWTON_SCHULZ if method == "newton_schulz" else MUON
-        return PolarFactors(_iterate(batch / largest, coefficients, num_iters))
+        factors = _iterate(batch / largest, coefficients, num_iters)
+        if doubts is not None:
+            doubts.append(_Doubt(factors, ~finite, refuse))
+        return PolarFactors(factors)
 
     scaled = batch.to(torch.float64, copy=True).div_(largest)
     # On CUDA a float32 product may be a TF32 one.
     polish_dtype = torch.float64 if batch.is_cuda else batch.dtype
     factors, in_doubt, defect, eigenvalues = route(scaled, polish_dtype)
+    if doubts is not None:
+
+        def complete(index: int) -> Tensor:
+            matrix = scaled[index].cpu()
+            if not matrix.isfinite().all():
+                refuse(index)
+            return routes.complete(matrix, labels[index], seeds[index], null)[0].to(factors.device)
+
+        # A matrix with NaN or infinity is never certified.
+        doubts.append(_Doubt(factors, in_doubt, complete))
+        return PolarFactors(factors)
     completed = {}
     for index in in_doubt.nonzero().flatten().tolist():
         factors[index], completed[index] = routes.complete(scaled[index], labels[index], seeds[index], null)

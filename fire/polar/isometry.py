@@ -38,7 +38,9 @@ def short_gram(matrices: Tensor) -> Tensor:
 
 def dfi_of_gram(gram: Tensor, scale: Tensor | float = 1.0) -> Tensor:
     """:func:`dfi` from the result of :func:`short_gram`, for several scales at the price of one."""
-    scale = torch.as_tensor(scale, dtype=torch.float64, device=gram.device)
+    if not isinstance(scale, Tensor):  # filled in on the device: a copy from the host would wait
+        scale = torch.full((), scale, dtype=gram.dtype, device=gram.device)
+    scale = scale.to(gram)
     excess = gram / scale.square()[..., None, None]
     excess.diagonal(dim1=-2, dim2=-1).sub_(1)
     return excess.square().sum(dim=(-2, -1))

@@ -79,7 +79,7 @@ def by_eigh(batch: Tensor, dtype: torch.dtype) -> Solution:
 
 
 def by_polynomials(batch: Tensor, dtype: torch.dtype) -> Solution:
-    """The same by polynomials on the Gram matrix: matrix products only, and no synchronisation with the host.
+    """The same by polynomials on the Gram matrix: matrix products only, and nothing for which the host waits.
 
     With p(x) = x q(x^2) from ``minimax_schedule`` a step is Z = q(R), P <- P Z, R <- R Z^2, from R = G / bound,
     P = I / sqrt(bound); R goes to I and P to G^(-1/2) (the Gram form of Polar Express, arXiv 2505.16932).

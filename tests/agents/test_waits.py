@@ -1,0 +1,106 @@
+"""What the host waits for on a GPU, counted on a pretended one, never more than the numbers here."""
+
+import numpy as np
+import pytest
+import torch
+
+from agents.graphs import capture
+from fire.metrics.cheap import measure
+from fire.options import OPTIONS
+from fire.resets.registry import REGISTRY, reset_networks
+from tests.agents.learning_cases import Case
+from tests.pretend_cuda import Pretended
+from training.trainer import Trainer
+
+CUDA = torch.device("cuda")
+# Waits of a reset, its report included: the solver's doubts, finite values, the report, the end. Those that must know
+# which units there are (redo) ask more, and random isometries are drawn on the host.
+RESET_WAITS = {"none": 2, "optimizer_only": 2, "redo": 45, "plasticity_injection": 2, "random_orthogonal": 12}
+
+
+def learning(algo, **options):
+    case = Case(algo, capture, device=CUDA, act_capture=capture, **options)
+    for _ in range(6):  # all places of a target's copy among two updates
+        case.step()
+        case.learner.learn(2)
+    return case
+
+
+@pytest.mark.parametrize(("algo", "observe_kernels"), [("sac", 24), ("dqn", 0)])
+def test_a_step_waits_for_the_action_alone(algo, observe_kernels):
+    with Pretended() as gpu:
+        case = learning(algo, count=2)
+        gpu.forget()
+        case.learner.learn(2)
+        assert not gpu.waits and not gpu.uploads and gpu.kernels.total() <= 2  # inputs and the graph
+        gpu.forget()
+        case.stack.observe(np.stack([case._obs] * 2))
+        assert not gpu.waits and not gpu.uploads and gpu.kernels.total() <= observe_kernels
+        gpu.forget()
+        case.stack.act(np.stack([case._obs] * 2), 50)
+        assert gpu.waits.total() == 1 and not gpu.uploads
+        gpu.forget()
+        case.step()
+        assert gpu.waits.total() == 1 and not gpu.uploads
+
+
+def test_a_step_on_frames_waits_for_the_actions_alone_and_all_agents_act_before_the_first_is_read(
+    monkeypatch,
+):
+    with Pretended() as gpu:
+        case = learning("pixels", count=2)
+        gpu.forget()
+        waits_at_launch = []
+        for agent in case.agents:
+            monkeypatch.setattr(agent, "start_act", _noting(agent.start_act, gpu, waits_at_launch))
+        case.step()
+        assert waits_at_launch == [0, 0] and gpu.waits.total() == 2 and not gpu.uploads
+
+
+def _noting(function, gpu, noted):
+    def call(*args):
+        noted.append(gpu.waits.total())
+        return function(*args)
+
+    return call
+
+
+@pytest.mark.parametrize("algo", ["sac", "dqn"])
+def test_a_reset_waits_a_few_times_however_many_layers_it_has(algo):
+    with Pretended() as gpu:
+        case = Case(algo, None, device=CUDA)
+        for _ in range(6):
+            case.step()
+        case.learner.learn(1)
+        for name, kind in REGISTRY.items():
+            strategy = kind(OPTIONS[name]())
+            batch = case.replay.run(0).sample(16 * strategy.num_minibatches, torch.Generator())
+            slots = case.agents[0].networks()
+            gpu.forget()
+            if (tracker := strategy.tracker()) is not None:
+                tracker.after_update(slots, batch, torch.Generator())
+                assert gpu.waits.total() <= 30, (name, gpu.waits)
+                continue
+            reset_networks(slots, strategy, batch, torch.Generator()).scalars()
+            assert gpu.waits.total() <= RESET_WAITS.get(name, 4), (name, gpu.waits)
+            if name == "fire":
+                assert not gpu.uploads
+            case.learner.learn(1)
+
+
+@pytest.mark.parametrize("algo", ["sac", "dqn", "pixels"])
+def test_metrics_and_the_look_for_nan_wait_once_each_and_once_for_every_networks_features(algo):
+    with Pretended() as gpu:
+        case = Case(algo, None, device=CUDA)
+        case.step()
+        batch, losses = case.learner.learn(1)
+        slots = case.agents[0].networks()
+        gpu.forget()
+        measure(slots, batch.run(0))
+        assert gpu.waits.total() <= 1 + len(slots), gpu.waits
+        trainer = Trainer.__new__(Trainer)
+        trainer.agent, trainer.index, trainer.losses = case.agents[0], 0, losses
+        trainer.clock = type("Clock", (), {"env_step": 0})
+        gpu.forget()
+        trainer.check_finite()
+        assert gpu.waits.total() <= 2, gpu.waits
