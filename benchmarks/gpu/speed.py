@@ -1,0 +1,260 @@
+"""Part ``speed``: resets, updates, environments and the whole loop, each beside its floor or its peer."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from agents.dqn import DQN
+from agents.frames import FrameReplay
+from agents.graphs import Side, capture
+from agents.learner import Agents, make_learner
+from agents.numerics import Numerics
+from agents.sac import SAC
+from benchmarks import host_time, reset, rivals, training
+from benchmarks.gpu.record import Record
+from benchmarks.throughput import flops, learner_update, traffic
+from benchmarks.timing import busy_share, clock, seconds_per_call
+from configs import loader
+from configs.schema import SACConfig
+from envs import make_training_env
+from fire import fire_
+from training.profiling import on_device
+
+SIZE = 4096  # of the product and, squared, of the copy that stand for what the card can do
+RUNS = (1, 4, 12, 16)
+TINY = "--agent.critic-width 8 --agent.critic-blocks 0 --agent.actor-width 8 --agent.actor-blocks 0"
+
+
+def run(record: Record, args: argparse.Namespace) -> None:
+    tiny, device = args.rehearse, args.device
+    count = 2 if tiny else 50
+    record.measure("machine", lambda: machine(device, 64 if tiny else SIZE))
+    for runs in RUNS[:2] if tiny else RUNS:
+        for precision in ("float32",) if tiny else ("float32", "tf32", "bf16"):
+            name = f"SAC updates, {runs} runs, {precision}"
+            record.measure(
+                name, lambda r=runs, p=precision: sac(record, r, p, False, count, device, tiny), needs=5
+            )
+    record.measure("SAC, tf32 learns what float32 does", lambda: same_learning(device, tiny), needs=8)
+    record.measure("SAC reset", lambda: agent_reset(device, tiny), needs=15)
+    for runs in (1,) if tiny else (1, 4):
+        record.measure(f"DQN updates on frames, {runs} runs", lambda r=runs: dqn(r, count, device), needs=5)
+    record.measure("top ten of a SAC update", lambda: top_ten(device, tiny), needs=5)
+    for env in ("h1-walk", "Pong"):
+        record.measure(f"env steps, {env}", lambda e=env: env_steps(e, 0.2 if tiny else 3.0), needs=8)
+    if not tiny:
+        for case in ("sac-paper", "dqn-paper"):
+            record.measure(
+                f"whole loop, {case}",
+                lambda c=case: training.work(c, 1, os.cpu_count() or 1, device),
+                needs=25,
+            )
+        record.measure(
+            "host time, 12 runs, microseconds per run and step", lambda: host_time.measure(12), needs=20
+        )
+    for network in ["nature_cnn"] if tiny else reset.NETWORKS:
+        record.measure(
+            f"reset of {network}", lambda n=network: network_reset(n, device, 1 if tiny else 5), needs=10
+        )
+    if device == "cuda":
+        record.measure("LeanRL's way, SAC update", lambda: lean(count, device), needs=40)
+        for precision in ("float32", "tf32"):
+            name = f"SAC updates, 1 runs, {precision}, compiled"
+            record.measure(name, lambda p=precision: sac(record, 1, p, True, count, device, tiny), needs=60)
+
+
+def conclude(record: Record, args: argparse.Namespace) -> None:
+    """Draw updates per second over the number of runs."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), dpi=120)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for precision in ("float32", "tf32", "bf16"):
+        points = [
+            (runs, record.figures[name]["agent updates per second"])
+            for runs in RUNS
+            if (name := f"SAC updates, {runs} runs, {precision}") in record.figures
+        ]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", label=precision)
+    if axes.lines:
+        axes.legend()
+    axes.set(
+        xlabel="runs in one program", ylabel="agent updates per second", title="SAC at the paper's widths"
+    )
+    axes.set_ylim(bottom=0)
+    figure.savefig(record.folder / "speed.png")
+
+
+def machine(device: str, size: int) -> dict[str, float]:
+    """What products and copies reach here, in each precision: the denominators of the floors."""
+    found: dict[str, float] = {}
+    left, right, out = (torch.randn(size, size, device=device) for _ in range(3))
+
+    def product() -> object:
+        return torch.mm(left, right, out=out)
+
+    for precision in ("float32", "tf32"):
+        with Numerics(precision).products():
+            product()
+            found[f"{precision} TFLOP per second"] = (
+                2 * size**3 / seconds_per_call(product, 10, device) / 1e12
+            )
+    half = [t.bfloat16() for t in (left, right)]
+    found["bf16 TFLOP per second"] = (
+        2 * size**3 / seconds_per_call(lambda: half[0] @ half[1], 10, device) / 1e12
+    )
+    copied = seconds_per_call(lambda: out.copy_(left), 20, device)
+    found["copy GB per second"] = 2 * left.nbytes / copied / 1e9
+    return found
+
+
+def sac(
+    record: Record, runs: int, precision: str, compiled: bool, count: int, device: str, tiny: bool
+) -> dict[str, float]:
+    """Updates of ``runs`` agents as the training loop makes them, beside the floors of arithmetic and memory."""
+    flags = ["--precision", precision, "--compile", str(compiled).lower(), *(TINY.split() if tiny else [])]
+    update = learner_update(device, *flags, agents=runs)
+    for _ in range(3):
+        update()
+    seconds = statistics.median(seconds_per_call(update, count, device) for _ in range(3))
+    found = {"joint updates per second": 1 / seconds, "agent updates per second": runs / seconds}
+    if device == "cuda":
+        found["share of time in kernels"] = busy_share(update, 20)
+    able = record.figures.get("machine")
+    if able and not tiny:
+        config = SACConfig()
+        arithmetic = runs * flops(config) / (1e12 * able[f"{precision} TFLOP per second"])
+        agent = SAC(config, rivals.OBS, rivals.ACTION, 500, 0, torch.device("cpu"))
+        memory = runs * traffic(agent) / (1e9 * able["copy GB per second"])
+        found |= {"floor, arithmetic, ms": 1e3 * arithmetic, "floor, memory, ms": 1e3 * memory}
+        found["share of the floor"] = (arithmetic + memory) / seconds
+    return found
+
+
+def same_learning(device: str, tiny: bool) -> dict[str, float]:
+    """The same updates from the same weights in float32 and tf32, and again in float32 from other minibatches.
+
+    tf32 learns the same where its losses are no further away than those of other minibatches.
+    """
+    flags, updates = TINY.split() if tiny else [], 3 if tiny else 1000
+    precisions = {"float32": "float32", "lower": "bf16" if device == "cpu" else "tf32", "again": "float32"}
+    losses: dict[str, dict[str, float]] = {}
+    for name, precision in precisions.items():
+        update = learner_update(device, "--precision", precision, *flags)
+        if name == "again":
+            update()  # all draws that follow are one minibatch later
+        last: list[dict[str, torch.Tensor]] = []
+        for _ in range(updates):
+            _, found = update()
+            last = [*last[-99:], {key: value.clone() for key, value in found.items()}]
+        losses[name] = {key: float(torch.stack([each[key] for each in last]).mean()) for key in last[0]}
+    return {
+        f"{key}, {name}": losses[name][key] for key in ("q_mean", "critic_loss", "entropy") for name in losses
+    }
+
+
+def agent_reset(device: str, tiny: bool) -> dict[str, float]:
+    """A FIRE reset of the SAC agent on h1-walk with its report, in updates, env steps and shares of a run."""
+    cost = reset.agent_cost(1 if tiny else 5, device)
+    run_seconds = 500_000 * cost["env step"] + 1_000_000 * cost["gradient update"]
+    return {**cost, "share of a run with 10 resets": 10 * cost["reset"] / run_seconds}
+
+
+def dqn(runs: int, count: int, device: str) -> dict[str, float]:
+    """DQN updates on frames, Nature CNN, minibatches of 32."""
+    config, _ = loader.load(["--algo", "dqn", "--env", "Pong", "--preset", "paper", "--device", device])
+    where = torch.device(device)
+    agents = [DQN(config.agent, (4, 84, 84), 6, 0, 10**6, seed, where) for seed in range(runs)]
+    replay = FrameReplay(1000, 4, (4, 84, 84), 6, 0.99, 1, where, runs)
+    rng, columns = np.random.default_rng(0), 4 * runs
+    none = np.zeros(columns, bool)
+    obs = rng.integers(0, 256, (columns, 4, 84, 84), dtype=np.uint8)
+    for _ in range(50):
+        replay.add(obs, np.ones(columns, int), np.ones(columns, np.float32), none, none, obs)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(runs)]
+    learner = make_learner(Agents(agents), replay, generators, config)
+    update = partial(learner.learn, 1)
+    for _ in range(3):
+        update()
+    seconds = statistics.median(seconds_per_call(update, count, device) for _ in range(3))
+    found = {"joint updates per second": 1 / seconds, "agent updates per second": runs / seconds}
+    return {**found, "share of time in kernels": busy_share(update, 20)} if device == "cuda" else found
+
+
+def lean(count: int, device: str) -> dict[str, float]:
+    """CleanRL's body compiled and captured as LeanRL does, on the same networks."""
+    update = rivals.lean_update(
+        SACConfig(), rivals.make_batch(0, device=device), lambda body: capture(body, Side())
+    )
+    update()
+    seconds = statistics.median(seconds_per_call(update, count, device) for _ in range(3))
+    return {"joint updates per second": 1 / seconds}
+
+
+def top_ten(device: str, tiny: bool) -> dict[str, float]:
+    """The dearest kernels of an update of one run, milliseconds each update; operations on the CPU in a rehearsal."""
+    update: Callable[[], Any] = learner_update(device, *(TINY.split() if tiny else []))
+    for _ in range(3):
+        update()
+    updates = 2 if tiny else 50
+    kind = ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU
+    with profile(activities=[kind]) as seen:
+        for _ in range(updates):
+            update()
+        clock(device)
+    averages = seen.key_averages()
+    if device == "cuda":
+        times = {event.key: (event.self_device_time_total, event.count) for event in on_device(averages)}
+    else:
+        times = {event.key: (event.self_cpu_time_total, event.count) for event in averages}
+    dearest = sorted(times.items(), key=lambda item: -item[1][0])[:10]
+    shown = {
+        f"{key[:70]} ({number / updates:.0f} a update)": us / updates / 1e3 for key, (us, number) in dearest
+    }
+    return {"all": sum(us for us, _ in times.values()) / updates / 1e3, **shown}
+
+
+def env_steps(env_id: str, seconds: float) -> dict[str, float]:
+    """Env steps per second of random play, for several numbers of environments on all cores."""
+    found: dict[str, float] = {}
+    algo = "sac" if env_id.startswith("h1") else "dqn"
+    for runs in (1, 4, 16):
+        config, _ = loader.load(["--algo", algo, "--env", env_id, "--preset", "paper", "--env.num-envs", "1"])
+        env = make_training_env(config, runs)
+        try:
+            env.reset(list(range(runs)))
+            steps, begun = 0, time.perf_counter()
+            while time.perf_counter() - begun < seconds / 3:
+                env.step(env.random_action())
+                steps += runs
+            found[f"{runs} environments"] = steps / (time.perf_counter() - begun)
+        finally:
+            env.close()
+    return found
+
+
+def network_reset(network: str, device: str, repeats: int) -> dict[str, float]:
+    """FIRE on a whole network with its report: the first call, later ones, and the published ten steps beside them."""
+    torch.manual_seed(0)
+    module = reset.NETWORKS[network]().to(device)
+    begun = clock(device)
+    fire_(module)
+    first = clock(device) - begun
+    row = reset.run(network, False, repeats, 0, device)
+    ours, published = (row[name]["seconds"] for name in ("fire.polar_factors", "published"))
+    found = {"first call, ms": first, "published ten steps, ms": published, "ours, ms": ours}
+    milliseconds = {key: 1e3 * value for key, value in found.items()}
+    return {**milliseconds, "ours, with report, in published": row["ratio_with_report"]}
