@@ -26,7 +26,7 @@ from training.folder import run_configs
 from training.loop import train_together
 from training.summary import evaluations
 
-SAVING = 45.0  # seconds for the checkpoints of all runs at the end of a call
+SAVING = 60.0  # seconds for the checkpoints of all runs at the end of a call
 # Curves in the order of the legend: what each reset is drawn as.
 COLOURS = {
     "none": "#7f8c8d",

@@ -46,14 +46,14 @@ def test_garbage_of_before_is_collected_before_the_recording():
     class Node:
         pass
 
-    node = Node()
-    node.self = node
     gone = mock.Mock()
-    weakref.finalize(node, gone)
-    del node
     gc.disable()
     try:
         with Pretended():
+            node = Node()
+            node.self = node
+            weakref.finalize(node, gone)
+            del node
             capture(lambda: None, Side())
         assert gone.called and not gc.isenabled()  # left as it was
     finally:
