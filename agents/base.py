@@ -157,7 +157,8 @@ class Agent(ABC):
 
     def start_act(self, obs: np.ndarray, env_step: int) -> Tensor:
         """What ``act`` returns, on the device and perhaps still to come; the next call overwrites it."""
-        inputs = (np.asarray(obs, self.obs_dtype), *self.draw_exploration(len(obs), env_step))
+        drawn = self.draw_exploration(len(obs), env_step)
+        inputs: tuple[np.ndarray | Tensor, ...] = (np.asarray(obs, self.obs_dtype), *drawn)
         if self.capture is not None:
             return self._record("explore").launch(*inputs)
         with torch.inference_mode():

@@ -386,7 +386,8 @@ class Config:
     device: str = option(
         "auto",
         "where networks and replay live; of several GPUs the first that CUDA_VISIBLE_DEVICES leaves",
-        choices=("auto", "cpu", "cuda"))
+        choices=("auto", "cpu", "cuda"),
+    )
     num_threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's own choice", minimum=0, maximum=1024)
     precision: str = option(
         "float32",

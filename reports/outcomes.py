@@ -117,7 +117,8 @@ def summarise(panel: Panel, outcome: Outcome) -> list[Summary]:
         bounds = [mean.low, mean.high, iqm.low, iqm.high] if len(scores) > 1 else [math.nan] * 4
         rows.append(
             Summary(
-                panel, outcome, method, len(scores), mean.value, *bounds[:2], iqm.value, bounds[2], bounds[3]
+                *(panel, outcome, method, len(scores), mean.value, bounds[0], bounds[1]),
+                *(iqm.value, bounds[2], bounds[3]),
             )
         )
     return rows

@@ -47,7 +47,7 @@ def _escaped(cell: str) -> str:
     return cell.replace("|", "\\|").replace("\n", " ")
 
 
-def to_csv(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+def to_csv(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return rows as CSV: numbers in full, NaN as an empty cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -74,7 +74,7 @@ def _demand(config: Config, known: dict[object, _Spaces]) -> Demand:
     device = pick_device(config.device)
     key = (config.algo, config.env)
     if key not in known:
-        with contextlib.closing(make_training_env(config, 1)) as env:
+        with contextlib.closing(make_training_env(config)) as env:
             known[key] = _Spaces(env.observation_space, env.action_space, env.max_episode_steps)
     found = known[key]
     agent = make_agent(config, found.observation, found.action, found.max_episode_steps, torch.device(device))
