@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -77,7 +76,12 @@ def _demand(config: Config, known: dict[object, _Spaces]) -> Demand:
         with contextlib.closing(make_training_env(config)) as env:
             known[key] = _Spaces(env.observation_space, env.action_space, env.max_episode_steps)
     found = known[key]
-    agent = make_agent(config, found.observation, found.action, found.max_episode_steps, torch.device(device))
-    require_known_metric(agent, dataclasses.replace(config))
+    # Whatever else differs cannot make it fail.
+    reset = (config.reset.networks, config.reset.temperature, config.reset.normalizer, config.reset.trigger)
+    numbers = (config.precision, config.compile, config.log.expensive_metrics)
+    if (key, config.agent, reset, numbers) not in known:
+        known[key, config.agent, reset, numbers] = found
+        agent = make_agent(config, *found, torch.device(device))
+        require_known_metric(agent, config)
     stacks = config.algo == "dqn" and len(found.observation.shape) == 1 and not config.compile
     return Demand(replay_bytes(config, found.observation, found.action), stacks)
