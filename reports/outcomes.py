@@ -12,7 +12,7 @@ import numpy as np
 from reports.after_reset import area, at_horizons, recovery
 from reports.collect import Curve, Run
 from reports.panels import Panel
-from reports.statistics import interquartile_mean, stratified_interval
+from reports.statistics import interquartile_mean, mean_over_runs, stratified_interval
 
 HORIZONS = (0.1, 0.25, 0.5, 1.0)  # shares of the span from a reset to the next one or the end
 
@@ -112,15 +112,13 @@ def summarise(panel: Panel, outcome: Outcome) -> list[Summary]:
         scores = outcome.scores(method)
         if not len(scores):
             continue
-        mean = stratified_interval(scores, lambda table: table.mean(axis=(-2, -1)))
-        iqm = stratified_interval(scores, interquartile_mean)
-        bounds = [mean.low, mean.high, iqm.low, iqm.high] if len(scores) > 1 else [math.nan] * 4
-        rows.append(
-            Summary(
-                *(panel, outcome, method, len(scores), mean.value, bounds[0], bounds[1]),
-                *(iqm.value, bounds[2], bounds[3]),
-            )
+        mean, iqm = (
+            stratified_interval(scores, mean_over_runs),
+            stratified_interval(scores, interquartile_mean),
         )
+        if len(scores) == 1:
+            mean, iqm = mean._replace(low=math.nan, high=math.nan), iqm._replace(low=math.nan, high=math.nan)
+        rows.append(Summary(panel, outcome, method, len(scores), *mean, *iqm))
     return rows
 
 

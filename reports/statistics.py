@@ -176,8 +176,8 @@ def sign_test(differences: Sequence[float] | np.ndarray) -> float:
 
     Binomial with probability one half over the pairs that differ (Dixon & Mood 1946); 1 where none does.
     """
-    differences = np.asarray(differences, dtype=np.float64)
-    wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
+    values = np.asarray(differences, dtype=np.float64)
+    wins, losses = int((values > 0).sum()), int((values < 0).sum())
     number, fewer = wins + losses, min(wins, losses)
     tail = sum(math.comb(number, k) for k in range(fewer + 1))
     return min(1.0, 2 * tail / 2**number)
@@ -204,11 +204,11 @@ def paired_difference(
     Raises:
         ValueError: there are no pairs, or the lengths differ.
     """
-    method, other = np.asarray(method, dtype=np.float64), np.asarray(other, dtype=np.float64)
-    if method.shape != other.shape or method.ndim != 1:
-        raise ValueError(f"pairs need two equally long rows of scores, got {method.shape} and {other.shape}")
-    differences = method - other
-    low, high = bootstrap_interval(differences)
+    mine, others = np.asarray(method, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    if mine.shape != others.shape or mine.ndim != 1:
+        raise ValueError(f"pairs need two equally long rows of scores, got {mine.shape} and {others.shape}")
+    differences = mine - others
+    low, high = bootstrap_interval(differences.tolist())
     return PairedDifference(
         pairs=len(differences),
         mean=float(differences.mean()),

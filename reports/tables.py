@@ -296,11 +296,14 @@ def tasks_csv(study: Study) -> str:
     """Return all tasks of all runs as one tidy table; empty where no tasks change."""
     columns = list(dict.fromkeys(column for run in study.runs for column in run.tasks))
     factors = list(dict.fromkeys(key for run in study.runs for key in run.factors))
-    rows = [
-        (
-            *(run.name, *(run.factors.get(key, "") for key in factors), run.seed, task),
+    rows: list[list[Cell]] = [
+        [
+            run.name,
+            *(run.factors.get(key, "") for key in factors),
+            run.seed,
+            task,
             *(float(run.tasks[column][task]) if column in run.tasks else math.nan for column in columns),
-        )
+        ]
         for run in study.runs
         for task in range(len(run.tasks.get("env_step", ())))
     ]
