@@ -144,14 +144,8 @@ def plane_figure(panel: Panel, look: Look, network: str, x: str, y: str) -> go.F
     figure.update_layout(hovermode="closest")
     for log, update in ((x_log, figure.update_xaxes), (y_log, figure.update_yaxes)):
         if log:
-            update(type="log", exponentformat="power", dtick=_decades(figure, update == figure.update_xaxes))
+            update(type="log", exponentformat="power", nticks=6)
     return figure if figure.data else None
-
-
-def _decades(figure: go.Figure, is_x: bool) -> int:
-    values = [v for trace in figure.data for v in (trace.x if is_x else trace.y)]
-    span = math.log10(max(values) / min(values)) if values and min(values) > 0 else 1
-    return max(1, math.ceil(span / 5))
 
 
 def profile_figure(rows: Sequence[Aggregate], look: Look) -> go.Figure:
