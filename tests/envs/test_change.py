@@ -382,6 +382,7 @@ def test_a_sequence_plays_one_environment_after_the_other():
     assert len({one == other for one, other in rewards}) >= 1 and any(one != other for one, other in rewards)
 
 
+@pytest.mark.slow
 @pytest.mark.atari
 def test_games_take_turns_on_the_full_action_set():
     atari = AtariConfig(full_action_set=True, max_frames=200)
