@@ -249,7 +249,7 @@ class Trainer:
         before = self._look("before_reset")
         batch = self._probe_batch(self.strategy.num_minibatches)
         generator = torch_generator(config.seed, "reset", 0, self.due.num_resets)
-        report = reset_networks(self._slots(), self.strategy, batch, generator)
+        report = reset_networks(self._slots(), self.strategy, batch, generator, self._probe_batch(1))
         if config.reset.temperature == "reset":
             self.agent.reset_temperature()
         if config.reset.normalizer == "reset":

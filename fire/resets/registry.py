@@ -18,7 +18,6 @@ from ..ambient import changes_weights
 from ..metrics.kept import behaviour, kept
 from ..network.layers import WeightLayer, is_below, left_alone
 from ..network.memory import region
-from ..network.probe import minibatches
 from ..network.scale import layer_scale
 from ..network.slot import NetworkSlot
 from ..options import OPTIONS, ResetOptions
@@ -82,16 +81,21 @@ def make_reset(name: str, options: ResetOptions) -> Reset:
 
 @changes_weights
 def reset_networks(
-    slots: Mapping[str, NetworkSlot], reset: Reset, batch: Any, generator: torch.Generator
+    slots: Mapping[str, NetworkSlot],
+    reset: Reset,
+    batch: Any,
+    generator: torch.Generator,
+    probe: Any = None,
 ) -> ResetReport:
     """Apply ``reset`` to all networks, or, if anything fails, to none.
 
     Args:
         slots: networks by name; a parameter that several share is treated with the first.
         reset: the strategy.
-        batch: probe batch, passed on to ``slot.forward`` and ``slot.loss`` by strategies that measure, and to see what
-            was kept; None where the strategy does not measure: then nobody looks.
+        batch: probe batch, passed on to ``slot.forward`` and ``slot.loss`` by strategies that measure.
         generator: CPU generator of all random draws; the global random state stays as it was.
+        probe: batch for ``slot.forward`` and ``slot.policy`` on which networks are compared before and after, to see
+            what was kept; None: nobody looks.
 
     Returns:
         What was done to each weight layer, and what of each network's behaviour was kept.
@@ -125,7 +129,6 @@ def reset_networks(
                 changes.append(LayerChange(network, layer, write.value, layer_scale(layer), write.spectra))
             alone += _left_alone(network, slot, reset, layers, plan)
         reports = layer_reports(changes)
-        probe = None if batch is None else minibatches(batch, reset.num_minibatches)[0]
         before = {} if probe is None else {name: behaviour(slot, probe) for name, slot in slots.items()}
         seconds -= time.perf_counter()
         plan.write()

@@ -107,7 +107,7 @@ def test_a_report_says_what_was_kept(algo: str) -> None:
     agent, batch = agents()[algo]
     network, key, same = POLICY[algo]
     for name in ("optimizer_only", "full"):
-        report = reset_networks(agent.networks(), strategy(name), batch, generator(1))
+        report = reset_networks(agent.networks(), strategy(name), batch, generator(1), batch)
         is_same = name == "optimizer_only"
         assert set(report.kept) == set(agent.networks())
         assert (report.kept[network][key] == pytest.approx(same, abs=1e-12)) == is_same
@@ -128,19 +128,19 @@ def test_a_reset_that_multiplies_all_values_keeps_order_and_correlation() -> Non
             layer.weight.mul_(1.7)
             nn.init.normal_(layer.bias, std=0.3, generator=generator(2))
     report = reset_networks(
-        agent.networks(), strategy("fire", scale="fresh_norm", biases="rescale"), batch, generator(3)
+        agent.networks(), strategy("fire", scale="fresh_norm", biases="rescale"), batch, generator(3), batch
     )
     assert report.kept["q"]["greedy_agreement"] == 1.0
     assert report.kept["q"]["value_correlation"] == pytest.approx(1, abs=1e-6)
     assert report.kept["q"]["feature_cka"] == pytest.approx(1, abs=1e-6)
 
 
-def test_nobody_looks_without_a_batch() -> None:
-    report = reset_networks({"net": make_slot("mlp")}, strategy("fire"), None, generator())
+def test_nobody_looks_without_a_probe_batch() -> None:
+    report = reset_networks({"net": make_slot("mlp")}, strategy("fire"), batch_for("mlp"), generator())
     assert report.kept == {}
 
 
-def test_looking_leaves_no_trace_and_takes_one_minibatch_of_many() -> None:
+def test_looking_leaves_no_trace_and_runs_the_network_once_before_and_once_after() -> None:
     slot = make_slot("conv")
     sizes = []
     forward = slot.forward
@@ -151,6 +151,8 @@ def test_looking_leaves_no_trace_and_takes_one_minibatch_of_many() -> None:
 
     slot.forward = counted
     statistics = slot.module[1].running_mean.clone()
-    reset_networks({"net": slot}, strategy("dash", num_batches=4), batch_for("conv"), generator())
+    random_state = torch.get_rng_state()
+    reset_networks({"net": slot}, strategy("fire"), None, generator(), batch_for("conv")[:4])
     assert sizes == [4, 4] and slot.module.training
     assert torch.equal(slot.module[1].running_mean, statistics)
+    assert torch.equal(random_state, torch.get_rng_state())

@@ -28,9 +28,8 @@ def make(name: str, **options):
 
 def apply(name: str, kind: str, seed: int = 1, **options):
     slot = make_slot(kind)
-    report = reset_networks(
-        {"net": slot}, make(name, **options), batch_for(kind), torch.Generator().manual_seed(seed)
-    )
+    batch, generator = batch_for(kind), torch.Generator().manual_seed(seed)
+    report = reset_networks({"net": slot}, make(name, **options), batch, generator, probe=batch)
     return slot, report
 
 
