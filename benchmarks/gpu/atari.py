@@ -6,7 +6,7 @@ import argparse
 import json
 
 from benchmarks.gpu.record import Record
-from benchmarks.gpu.study import Study, area, draw, verdict
+from benchmarks.gpu.study import Study, area, at_columns, draw, summary, verdict
 
 RESETS = ("none", "fire")
 FRAMES_PER_STEP = 4
@@ -60,6 +60,11 @@ def conclude(record: Record, args: argparse.Namespace) -> None:
     record.figures["what can be concluded"] = {str(i): s for i, s in enumerate(verdict(curves))}
     record.figures["share of the paper's steps"] = own.total / PROTOCOL
     record.figures["curves"] = {r: {str(step): v for step, v in c.items()} for r, c in curves.items()}
+    quarters = [round(own.total * FRAMES_PER_STEP * share / 1e6, 2) for share in (0.5, 0.75, 1.0)]
+    table = {reset: at_columns(curve, quarters, FRAMES_PER_STEP) for reset, curve in curves.items()}
+    record.summary = summary(
+        table, {}, [*verdict(curves), f"{own.total:,} of the paper's {PROTOCOL:,} env steps"]
+    )
     draw(
         curves,
         FRAMES_PER_STEP,

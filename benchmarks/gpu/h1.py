@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from benchmarks.gpu.record import Record
-from benchmarks.gpu.study import Study, area, at_columns, draw, verdict
+from benchmarks.gpu.study import Study, area, at_columns, draw, summary, verdict
 
 RESETS = ("none", "optimizer_only", "full", "shrink_perturb", "fire_paper_sac", "fire")
 FRAMES_PER_STEP = 2
@@ -58,4 +58,7 @@ def conclude(record: Record, args: argparse.Namespace) -> None:
         "actors": own.policies(record.folder / "policies"),
     }
     record.figures.update(found)
+    paper = {f"paper, {name}, 5 seeds": row for name, row in found["paper"].items()}
+    simba = {"SimBa, no reset, 10 seeds": {"1M": SIMBA["1M"]}}
+    record.summary = summary(found["table"], {**paper, **simba}, verdict(curves))
     draw(curves, FRAMES_PER_STEP, f"SAC on h1-walk, {own.seeds} seeds", record.folder / "h1.png")

@@ -45,6 +45,7 @@ class Record:
         self, folder: Path, part: str, seconds: float, device: str, rehearsal: bool, command: str
     ) -> None:
         self.folder, self.part, self.device, self.rehearsal = folder, part, device, rehearsal
+        self.summary = ""  # what a part has to say in a table of its own
         self._end = time.monotonic() + seconds
         self._seconds = seconds
         folder.mkdir(parents=True, exist_ok=True)
@@ -130,6 +131,8 @@ class Record:
         ]
         for call in self.state["calls"]:
             lines.append(f"- {', '.join(f'{key} {value}' for key, value in call.items())}")
+        if self.summary:
+            lines += ["", "```", self.summary, "```"]
         lines += ["", "| figure | value |", "|---|---|"]
         lines += [f"| {key} | {value} |" for key, value in flat(self.figures)]
         if self.state["errors"]:
@@ -138,7 +141,10 @@ class Record:
         return "\n".join(lines) + "\n"
 
     def table(self, most: int = 60) -> str:
-        """The figures as a short plain table."""
+        """The figures as a short plain table, or the part's own summary, and what failed."""
+        if self.summary:
+            failed = [f"{name}: {why}" for name, why in self.state["errors"].items()]
+            return "\n".join([self.summary, *failed])
         rows = flat(self.figures)
         cut = (
             [("...", f"{len(rows) - most} more in {self._path.with_suffix('.md')}")]

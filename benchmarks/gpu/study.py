@@ -19,6 +19,7 @@ import torch
 from benchmarks.gpu.record import Record
 from common import checkpoint
 from common.stats import bootstrap_interval
+from common.table import format_table
 from configs import loader
 from configs.schema import Config
 from training.due import Clock
@@ -224,7 +225,9 @@ def verdict(curves: Mapping[str, Mapping[int, Sequence[float]]], against: str = 
         mean, seeds = float(np.mean(differences)), len(own)
         signs = {d > 0 for d in differences}
         what = f"{reset}: {mean:+.1f} beside {against} over the second half ({low:+.1f} to {high:+.1f}, {seeds} seeds)"
-        if len(signs) > 1 or low <= 0 <= high:
+        if seeds == 1:
+            sentences.append(f"{reset}: {mean:+.1f} beside {against} over the second half, one seed: no conclusion")
+        elif len(signs) > 1 or low <= 0 <= high:
             sentences.append(f"{what}: no difference can be told from chance")
         elif seeds < 5:
             chance = 2 * 0.5**seeds
@@ -234,6 +237,22 @@ def verdict(curves: Mapping[str, Mapping[int, Sequence[float]]], against: str = 
         else:
             sentences.append(f"{what}: a difference")
     return sentences
+
+
+def summary(
+    table: Mapping[str, Mapping[str, Any]], others: Mapping[str, Mapping[str, Any]], sentences: Sequence[str]
+) -> str:
+    """The table of ``at_columns`` by reset, the figures of ``others`` below it, and what can be concluded."""
+    columns = list(next(iter(table.values()), {}))
+
+    def cell(value: Any) -> str:
+        if isinstance(value, dict):
+            return f"{value['mean']:.0f} [{value['low']:.0f}, {value['high']:.0f}]"
+        return "-" if value is None else str(value)
+
+    rows = [["mean [95 %]", *columns]]
+    rows += [[name, *(cell(row.get(c)) for c in columns)] for name, row in {**table, **others}.items()]
+    return "\n".join([format_table(rows), *sentences])
 
 
 def draw(

@@ -10,7 +10,7 @@ import torch
 from benchmarks.gpu import __main__ as campaign
 from benchmarks.gpu import atari, check, h1
 from benchmarks.gpu.record import Record, TimeUp
-from benchmarks.gpu.study import area, at_columns, verdict
+from benchmarks.gpu.study import area, at_columns, summary, verdict
 
 
 def record(folder, seconds=60.0, rehearsal=True):
@@ -84,6 +84,16 @@ def test_columns_are_the_nearest_evaluations_with_intervals_over_seeds():
     row = at_columns(curve, (0.54, 0.6, 1.0), frames_per_step=2)
     assert row["0.54M"]["mean"] == 150 and (row["0.54M"]["low"], row["0.54M"]["high"]) == (100, 200)
     assert row["0.6M"] == {"mean": 10, "low": 10, "high": 10, "seeds": 2} and row["1M"] is None
+
+
+def test_a_summary_has_a_row_for_each_reset_and_one_for_each_other_figure():
+    table = {"fire": at_columns({300_000: [10.0, 12.0]}, (0.6, 1.0), 2)}
+    lines = summary(table, {"paper": {"0.6M": 272, "1M": None}}, ["so it is"]).splitlines()
+    assert [line.split() for line in lines[:2]] == [
+        ["mean", "[95", "%]", "0.6M", "1M"],
+        ["fire", "11", "[10,", "12]", "-"],
+    ]
+    assert lines[2].split() == ["paper", "272", "-"] and lines[3] == "so it is"
 
 
 def test_a_verdict_needs_seeds_that_agree_and_enough_of_them():
