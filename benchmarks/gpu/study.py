@@ -226,7 +226,9 @@ def verdict(curves: Mapping[str, Mapping[int, Sequence[float]]], against: str = 
         signs = {d > 0 for d in differences}
         what = f"{reset}: {mean:+.1f} beside {against} over the second half ({low:+.1f} to {high:+.1f}, {seeds} seeds)"
         if seeds == 1:
-            sentences.append(f"{reset}: {mean:+.1f} beside {against} over the second half, one seed: no conclusion")
+            sentences.append(
+                f"{reset}: {mean:+.1f} beside {against} over the second half, one seed: no conclusion"
+            )
         elif len(signs) > 1 or low <= 0 <= high:
             sentences.append(f"{what}: no difference can be told from chance")
         elif seeds < 5:
