@@ -1,5 +1,6 @@
 # make train   train the main job (ALGO, ENV, RESET, PRESET and ARGS pass through), in its own .venv
 # make demo    run experiments/demo.yaml, minutes on 2 cores, and write its report
+# make study   run experiments/study.yaml, when does a reset pay?, and write its report
 # make test    run the quick test suite; `make test-slow` adds the learning tests
 # make check   lint, format check, types and quick tests
 # make bench   short runs of the benchmarks behind the figures in results/
@@ -15,7 +16,7 @@ ARGS   ?=
 
 BIN := .venv/bin
 
-.PHONY: train demo test test-slow check bench newest audit lock clean
+.PHONY: train demo study test test-slow check bench newest audit lock clean
 
 train: .venv/installed
 	$(BIN)/python train.py --algo $(ALGO) --env $(ENV) --reset $(RESET) --preset $(PRESET) $(ARGS)
@@ -23,6 +24,10 @@ train: .venv/installed
 demo: .venv/installed
 	$(BIN)/python sweep.py experiments/demo.yaml
 	$(BIN)/python report.py runs/demo
+
+study: .venv/installed
+	$(BIN)/python sweep.py experiments/study.yaml
+	$(BIN)/python report.py runs/study
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
