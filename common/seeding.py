@@ -15,6 +15,7 @@ STREAMS = (
     "reset",  # fresh weights drawn by network resets
     "metrics",  # probe batches of the plasticity metrics
     "change",  # tasks that change
+    "data",  # which data of a study come first
 )
 
 

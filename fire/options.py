@@ -125,6 +125,18 @@ class IsometryOptions(LayerwiseOptions, SourceOptions):
         choices=CONV_FORMS,
     )
     roles: tuple[str, ...] = option(ROLES, f"which layers are changed, out of {', '.join(ROLES)}")
+    include: tuple[str, ...] = option(
+        (), "of those the layers to change, by shell patterns of their names such as *.to_q; empty: all"
+    )
+    parts: tuple[int, ...] = option(
+        (), "matrices of fused projections to change, counted from 0 (query, key, value: 0 1 2); empty: all"
+    )
+    tied: str = option(
+        "keep",
+        "an output layer whose weight is the embedding too: keep it, or change it as the output layer (FIRE's language "
+        "scripts)",
+        choices=("keep", "change"),
+    )
     biases: str = option(
         "keep",
         "biases of the layers that are changed: keep them, set them to zero, take new ones, or rescale: multiply those "
@@ -143,6 +155,8 @@ class IsometryOptions(LayerwiseOptions, SourceOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_roles(self.roles)
+        if any(part < 0 for part in self.parts):
+            raise ValueError(f"parts are counted from 0, got {min(self.parts)}")
         for name, role in (("input_layer", "input"), ("head", "head")):
             choice = getattr(self, name)
             if choice in ("match_outputs", "redraw") and role not in self.roles:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -56,6 +56,7 @@ class NetworkSlot:
         injected: names of the submodules that plasticity injection doubles; empty means the output layers.
         preserve: names of submodules that no reset touches, such as a shared input normaliser.
         ensemble_size: leading dimension E of weights (E, out, in) and activations (E, B, ...), if batched.
+        fused: how many matrices fused projections hold, by shell pattern of their names, such as ``{"*.qkv": 3}``.
     """
 
     module: nn.Module
@@ -72,10 +73,13 @@ class NetworkSlot:
     injected: tuple[str, ...] = ()
     preserve: tuple[str, ...] = ()
     ensemble_size: int | None = None
+    fused: Mapping[str, int] = field(default_factory=dict)
 
     def layers(self, conv_form: str = "slices") -> list[WeightLayer]:
         """Weight layers that resets may touch, in order of registration; ``conv_form`` as in ``WeightLayer``."""
-        return weight_layers(self.module, heads=self.heads, preserve=self.preserve, conv_form=conv_form)
+        return weight_layers(
+            self.module, heads=self.heads, preserve=self.preserve, conv_form=conv_form, fused=self.fused
+        )
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters that resets may touch."""

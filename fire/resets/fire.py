@@ -34,7 +34,7 @@ class FireReset(LayerwiseReset):
     def rule_for(self, parameter: NamedParameter) -> Rule:
         o = self.options
         return rule_for_chosen(
-            parameter, o, Orthogonalize(o.scale, o.strength, o.method, o.num_iters, o.null)
+            parameter, o, Orthogonalize(o.scale, o.strength, o.method, o.num_iters, o.null, o.parts)
         )
 
 

@@ -29,4 +29,6 @@ class RandomOrthogonalReset(LayerwiseReset):
         complete_isometries(plan, slots, batch, self.options)
 
     def rule_for(self, parameter: NamedParameter) -> Rule:
-        return rule_for_chosen(parameter, self.options, RandomOrthogonal(self.options.scale))
+        return rule_for_chosen(
+            parameter, self.options, RandomOrthogonal(self.options.scale, self.options.parts)
+        )

@@ -6,6 +6,7 @@ shapes, and returns new values without writing any: the reset writes when every 
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -60,11 +61,14 @@ class Rule(Protocol):
 def rule_for_chosen(parameter: NamedParameter, options: IsometryOptions, weight_rule: Rule) -> Rule:
     """``weight_rule`` for weights of the layers that ``options`` choose, their own rule for biases, else Keep.
 
-    A weight that is an embedding too is kept like one.
+    A weight that is an embedding too is kept like one, unless ``options`` say otherwise.
     """
-    if parameter.layer is None or parameter.layer.embedding:
+    layer = parameter.layer
+    if layer is None or (layer.embedding and options.tied == "keep"):
         return Keep()
-    choice = options.outer_layer(parameter.layer.role)
+    if options.include and not any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in options.include):
+        return Keep()
+    choice = options.outer_layer(layer.role)
     if choice in ("keep", "redraw"):
         return Keep() if choice == "keep" else Redraw()
     if parameter.is_weight:
@@ -130,6 +134,7 @@ class Orthogonalize:
     method: str = "polar"
     num_iters: int = 10
     null: str = "random"
+    parts: tuple[int, ...] = ()
 
     @property
     def needs_fresh(self) -> bool:
@@ -154,8 +159,11 @@ class Orthogonalize:
         matrices = factors * scale[..., None, None]
         if self.strength != 1:
             matrices = torch.lerp(layer.matrices(), matrices, self.strength)
+        partial = bool(self.parts) and layer.parts > 1
+        if partial:
+            matrices = only_parts(layer, matrices, self.parts)
         spectra = None
-        if before is not None and defect is not None:
+        if not partial and before is not None and defect is not None:
             target = scale.double()[..., None].expand_as(before)
             if self.null == "zero":
                 target = target.where(before > 0, 0)
@@ -170,6 +178,7 @@ class RandomOrthogonal:
     """A Haar-random isometry times the layer's scale: FIRE's isometry without its closeness to the old weights."""
 
     scale: str = "paper"
+    parts: tuple[int, ...] = ()
 
     @property
     def needs_fresh(self) -> bool:
@@ -184,9 +193,26 @@ class RandomOrthogonal:
         writes = []
         for parameter, layer, solution in zip(parameters, layers, solutions, strict=True):
             scale = layer_scale(layer, self.scale, fresh=parameter.fresh).cpu()[..., None, None]
-            value = layer.weight_from((solution.factors * scale).to(layer.weight))
+            matrices = (solution.factors * scale).to(layer.weight)
+            if self.parts and layer.parts > 1:
+                matrices = only_parts(layer, matrices, self.parts)
+            value = layer.weight_from(matrices)
             writes.append(Write(parameter.name, parameter.parameter, value))
         return writes
+
+
+def only_parts(layer: WeightLayer, matrices: Tensor, parts: Sequence[int]) -> Tensor:
+    """``matrices`` of a fused projection for ``parts`` of it, the old ones for the others.
+
+    Raises:
+        ValueError: it does not have that many parts.
+    """
+    if max(parts) >= layer.parts:
+        raise ValueError(f"parts {max(parts)}: {layer.name} holds {layer.parts} matrices, counted from 0")
+    mixed = layer.matrices().clone()
+    chosen = list(parts)
+    mixed[..., chosen, :, :] = matrices[..., chosen, :, :]
+    return mixed
 
 
 def _layer(parameter: NamedParameter) -> WeightLayer:

@@ -1,0 +1,79 @@
+"""Arm: one method of a study, named like a reset's YAML in ``configs/reset/``, with options of its own if need be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from configs.command_line import flag_of
+from configs.errors import ConfigError
+from configs.loader import load
+from fire.resets.registry import Reset, make_reset
+
+# How papers call them. ``full`` draws a new network at every border, which with a new optimizer is the cold start.
+TITLES = {
+    "none": "warm start",
+    "full": "full reset (cold start)",
+    "shrink_perturb": "S&P",
+    "dash": "DASH",
+    "redo": "ReDo",
+    "cbp": "CBP",
+    "snr": "SNR",
+    "l2_init": "L2 Init",
+    "parseval": "Parseval",
+    "fire": "FIRE",
+    "random_orthogonal": "random isometry",
+    "optimizer_only": "optimizer only",
+    "plasticity_injection": "plasticity injection",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method under study.
+
+    Attributes:
+        spec: as typed, ``name`` or ``name:option=value,option=value``.
+        reset: what happens at a border between chunks, or after every update.
+        l2_init, parseval: strengths of the two loss terms.
+    """
+
+    spec: str
+    reset: Reset
+    l2_init: float = 0.0
+    parseval: float = 0.0
+
+    @property
+    def title(self) -> str:
+        """Name for tables and figures."""
+        name, colon, options = self.spec.partition(":")
+        title = TITLES.get(name, name)
+        return f"{title}, {options.replace(',', ', ').replace('+', ' ')}" if colon else title
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether training with it is ordinary training as long as no border is crossed."""
+        return not (self.l2_init or self.parseval) and self.reset.tracker() is None
+
+
+def parse_arm(spec: str) -> Arm:
+    """Return the arm that ``spec`` names, read by the loader that reads the options of a training run.
+
+    ``fire:method=newton_schulz,num_iters=5``: the reset's YAML name, then options of the reset; several values of
+    one option are joined by ``+``. An option with a dot is one of a training run: ``parseval:agent.parseval=1e-3``.
+
+    Raises:
+        ConfigError: an unknown name or option, a value that does not fit.
+    """
+    name, _, options = spec.partition(":")
+    flags = ["--algo", "sac", "--env", "h1-walk", "--reset", name]
+    for pair in filter(None, options.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals or not value:
+            raise ConfigError(f"arm {spec!r}: {pair!r} is not option=value")
+        flags += [flag_of(key if "." in key else f"reset.{key}"), *value.split("+")]
+    try:
+        config, _ = load(flags)
+    except ConfigError as error:
+        raise ConfigError(f"arm {spec!r}: {error}") from error
+    reset = make_reset(config.reset.strategy, config.reset.options)
+    return Arm(spec, reset, config.agent.l2_init, config.agent.parseval)
