@@ -231,7 +231,8 @@ class Learner:
         """Continue from :meth:`state_dict`, that of a plain arm included."""
         restore_structure(self.slot, state["module"])
         self.slot.module.load_state_dict(state["module"])
-        self.slot.optimizer.load_state_dict(state["optimizer"])
+        # PyTorch takes over the tensors of an optimizer's state, and other arms start from the same state.
+        self.slot.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         if self.tracker is not None:
             self.tracker.load_state_dict(state["tracker"], self.study.device)
 

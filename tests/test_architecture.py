@@ -15,7 +15,18 @@ from fire.resets.report import RESET_KEYS
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = {"evaluate", "report", "sweep", "train"}
-OURS = ("common", "configs", "fire", "envs", "agents", "training", "sweeps", "reports", *sorted(COMMANDS))
+OURS = (
+    "common",
+    "configs",
+    "fire",
+    "envs",
+    "agents",
+    "training",
+    "sweeps",
+    "reports",
+    "studies",
+    *sorted(COMMANDS),
+)
 # docs/decisions.md explains what was added to the first sketch.
 ALLOWED = {
     "common": {"common"},
@@ -23,10 +34,11 @@ ALLOWED = {
     "fire": {"fire"},
     "envs": {"common", "configs", "envs"},
     "agents": {"common", "configs", "fire.network", "fire.resets.injection", "fire.regularizers", "agents"},
-    "training": set(OURS) - COMMANDS - {"sweeps", "reports"},
-    "sweeps": set(OURS) - COMMANDS - {"reports"},
+    "training": set(OURS) - COMMANDS - {"sweeps", "reports", "studies"},
+    "sweeps": set(OURS) - COMMANDS - {"reports", "studies"},
+    "studies": set(OURS) - COMMANDS - {"sweeps", "reports"},
     "reports": {"common", "configs", "envs", "training", "reports"},
-    **{command: set(OURS) - COMMANDS for command in COMMANDS},
+    **{command: set(OURS) - COMMANDS - {"studies"} for command in COMMANDS},
 }
 
 

@@ -58,18 +58,18 @@ class BasicBlock(nn.Module):
 class ResNet18(nn.Module):
     """ResNet-18 (He et al. 2016, arXiv 1512.03385) with the stem for small images: 3 x 3, stride 1, no pooling."""
 
-    def __init__(self, in_channels: int, image_size: int, num_classes: int) -> None:
+    def __init__(self, in_channels: int, image_size: int, num_classes: int, *, width: int = 64) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()
+            nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
         )
         blocks: list[nn.Module] = []
-        width = 64
-        for channels, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
-            blocks += [BasicBlock(width, channels, stride), BasicBlock(channels, channels, 1)]
-            width = channels
+        before = width
+        for channels, stride in ((width, 1), (2 * width, 2), (4 * width, 2), (8 * width, 2)):
+            blocks += [BasicBlock(before, channels, stride), BasicBlock(channels, channels, 1)]
+            before = channels
         self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(512, num_classes)
+        self.head = nn.Linear(8 * width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, in_channels, H, W) to logits (B, num_classes)."""
