@@ -32,27 +32,31 @@ class Arm:
     """A method under study.
 
     Attributes:
-        spec: as typed, ``name`` or ``name:option=value,option=value``.
+        spec: as typed, ``name``, ``name@border`` or ``name:option=value,option=value``.
         reset: what happens at a border between chunks, or after every update.
         l2_init, parseval: strengths of the two loss terms.
+        borders: the borders, counted from 1, at which the reset happens; empty: at all.
     """
 
     spec: str
     reset: Reset
     l2_init: float = 0.0
     parseval: float = 0.0
+    borders: tuple[int, ...] = ()
 
     @property
     def title(self) -> str:
         """Name for tables and figures."""
-        name, colon, options = self.spec.partition(":")
+        where, colon, options = self.spec.partition(":")
+        name, _, _ = where.partition("@")
         title = TITLES.get(name, name)
+        if self.borders:
+            title += f" at border {', '.join(map(str, self.borders))} only"
         return f"{title}, {options.replace(',', ', ').replace('+', ' ')}" if colon else title
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether training with it is ordinary training as long as no border is crossed."""
-        return not (self.l2_init or self.parseval) and self.reset.tracker() is None
+    def resets_at(self, border: int) -> bool:
+        """Whether the reset happens before chunk ``border``."""
+        return not self.borders or border in self.borders
 
 
 def parse_arm(spec: str) -> Arm:
@@ -60,11 +64,16 @@ def parse_arm(spec: str) -> Arm:
 
     ``fire:method=newton_schulz,num_iters=5``: the reset's YAML name, then options of the reset; several values of
     one option are joined by ``+``. An option with a dot is one of a training run: ``parseval:agent.parseval=1e-3``.
+    ``fire@1+3`` resets at the first and third border only.
 
     Raises:
         ConfigError: an unknown name or option, a value that does not fit.
     """
-    name, _, options = spec.partition(":")
+    where, _, options = spec.partition(":")
+    name, at, numbers = where.partition("@")
+    borders = numbers.split("+") if at else []
+    if not all(number.isdecimal() and int(number) > 0 for number in borders):
+        raise ConfigError(f"arm {spec!r}: borders are numbers from 1, joined by +, got {numbers!r}")
     flags = ["--algo", "sac", "--env", "h1-walk", "--reset", name]
     for pair in filter(None, options.split(",")):
         key, equals, value = pair.partition("=")
@@ -76,4 +85,4 @@ def parse_arm(spec: str) -> Arm:
     except ConfigError as error:
         raise ConfigError(f"arm {spec!r}: {error}") from error
     reset = make_reset(config.reset.strategy, config.reset.options)
-    return Arm(spec, reset, config.agent.l2_init, config.agent.parseval)
+    return Arm(spec, reset, config.agent.l2_init, config.agent.parseval, tuple(map(int, borders)))

@@ -22,6 +22,7 @@ from fire.metrics.cheap import measure
 from fire.network.slot import NetworkSlot
 from fire.regularizers import Regularizer
 from fire.resets.injection import restore_structure
+from fire.resets.none import NoReset
 from fire.resets.registry import reset_networks
 from studies.arms import Arm
 
@@ -148,11 +149,12 @@ class Learner:
 
     def cross_border(self, index: int, chunk: Chunk) -> dict[str, Any]:
         """Reset before chunk ``index`` (1 or later) and return what it did: report, metrics before and after."""
+        reset = self.arm.reset if self.arm.resets_at(index) else NoReset()
         slots, probes = {NETWORK: self.slot}, chunk.batches(torch_generator(self.seed, "metrics", index))
-        batch = joined([next(probes) for _ in range(self.arm.reset.num_minibatches)])
+        batch = joined([next(probes) for _ in range(reset.num_minibatches)])
         probe = next(probes)
         before = measure(slots, probe)
-        report = reset_networks(slots, self.arm.reset, batch, torch_generator(self.seed, "reset", index))
+        report = reset_networks(slots, reset, batch, torch_generator(self.seed, "reset", index))
         if self.study.recipe.fresh_optimizer:
             self.slot.rebuild_optimizer_state()
         return {"report": report.scalars(), "before": before, "after": measure(slots, probe)}

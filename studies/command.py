@@ -107,6 +107,8 @@ def chosen_arms(
     """
     if args.arms and args.question:
         raise ConfigError("--arms and --question exclude each other")
+    if args.question == "optimizer":
+        args.optimizer = "kept"  # else there is nothing to compare
     specs = list(args.arms or questions.get(args.question, default))
     for spec in specs:
         if specs.count(spec) > 1:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from configs.errors import ConfigError
 from studies.arms import Arm, parse_arm
 from studies.chunks import Chunk, Learner, Study
 from studies.figures import draw
@@ -25,9 +26,10 @@ def run_study(study: Study, arms: Sequence[Arm], seeds: Sequence[int], folder: P
     The first chunk of a seed is trained once, without any method: methods act from the first border on, so that all
     arms branch from the same network. Results are on disk after every chunk.
     """
-    results = Results(folder, study.settings)
     seconds, processor = time.perf_counter(), time.process_time()
     chunks = {seed: study.chunks(seed) for seed in seeds}
+    _check_borders(arms, len(chunks[seeds[0]]))
+    results = Results(folder, study.settings)
     updates = sum(
         sum(chunk.num_updates for chunk in chunks[seed][1:]) * len(arms) + chunks[seed][0].num_updates
         for seed in seeds
@@ -66,6 +68,15 @@ def run_study(study: Study, arms: Sequence[Arm], seeds: Sequence[int], folder: P
             }
             results.write_summary(table, comparison, about)
     return table
+
+
+def _check_borders(arms: Sequence[Arm], num_chunks: int) -> None:
+    for arm in arms:
+        if arm.borders and max(arm.borders) >= num_chunks:
+            raise ConfigError(
+                f"arm {arm.spec}: there is no border {max(arm.borders)}; a study of {num_chunks} chunks has "
+                f"{num_chunks - 1}"
+            )
 
 
 def _begin(

@@ -29,6 +29,14 @@ ARMS = (
     "fire:include=*.qkv,parts=0+1",
 )
 QUESTIONS = {
+    "optimizer": (
+        "none",
+        "optimizer_only",
+        "fire:optimizer=keep",
+        "fire:optimizer=zero",
+        "full:optimizer=keep",
+        "full",
+    ),
     "steps": (
         "none",
         "fire:method=newton_schulz,num_iters=5",

@@ -38,6 +38,15 @@ ARMS = (
 # FIRE on the vision transformer as published: queries and keys only.
 VIT_ARMS = (*ARMS[:-1], "fire:include=*.to_q+*.to_k", "fire")
 QUESTIONS = {
+    "repeated": ("none", "fire", "fire@1", "fire@5", "fire@9"),
+    "optimizer": (
+        "none",
+        "optimizer_only",
+        "fire:optimizer=keep",
+        "fire:optimizer=zero",
+        "full:optimizer=keep",
+        "full",
+    ),
     "layers": ("none", "fire", "fire:roles=hidden", "fire:roles=input+hidden", "fire:roles=input"),
     "scale": (
         "none",

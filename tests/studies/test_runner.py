@@ -122,6 +122,22 @@ def test_another_study_in_the_folder_is_refused(tmp_path):
         run_study(study, [parse_arm("none")], [0], tmp_path)
 
 
+def test_a_reset_at_one_border_leaves_the_others_alone():
+    study = tiny_study()
+    learner = Learner(study, parse_arm("fire@2"), 0)
+    weight = learner.slot.module[0].weight
+    before = weight.detach().clone()
+    assert learner.cross_border(1, study.chunks(0)[1])["report"]["reset/net/sfe"] == 0
+    assert torch.equal(weight, before)
+    assert learner.cross_border(2, study.chunks(0)[2])["report"]["reset/net/sfe"] > 0
+
+
+def test_a_border_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="arm fire@3: there is no border 3; a study of 3 chunks has 2"):
+        run_study(tiny_study(), [parse_arm("fire@3")], [0], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("fresh, expected", [(True, 0), (False, 6)])
 def test_the_optimizer_is_new_in_every_chunk_or_what_the_reset_says(fresh, expected):
     study = tiny_study(fresh_optimizer=fresh)
@@ -163,11 +179,8 @@ def test_arms_are_read_like_the_options_of_a_run():
     )
     assert arm.title == "FIRE, method=newton_schulz, num_iters=5, include=*.to_q *.to_k, parts=0 1"
     assert parse_arm("parseval:agent.parseval=1e-3").parseval == 1e-3
-    assert (
-        parse_arm("l2_init").l2_init == 1e-4
-        and not parse_arm("l2_init").is_plain
-        and parse_arm("full").is_plain
-    )
+    assert parse_arm("l2_init").l2_init == 1e-4 and parse_arm("fire").borders == ()
+    assert parse_arm("fire@1+3").borders == (1, 3) and parse_arm("fire@2").title == "FIRE at border 2 only"
 
 
 @pytest.mark.parametrize(
@@ -175,6 +188,7 @@ def test_arms_are_read_like_the_options_of_a_run():
     [
         ("fyre", "--reset fyre: unknown; valid: cbp, dash"),
         ("fire:methud=polar", "did you mean --reset.method"),
+        ("fire@0", "borders are numbers from 1, joined by \\+, got '0'"),
         ("fire:method", "'method' is not option=value"),
         ("fire:method=svd", "must be one of polar, newton_schulz, muon"),
     ],
