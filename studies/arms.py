@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from configs.command_line import flag_of
@@ -35,6 +36,7 @@ class Arm:
         spec: as typed, ``name``, ``name@border`` or ``name:option=value,option=value``.
         reset: what happens at a border between chunks, or after every update.
         l2_init, parseval: strengths of the two loss terms.
+        ewc: strength of elastic weight consolidation, see :mod:`studies.ewc`; 0: none.
         borders: the borders, counted from 1, at which the reset happens; empty: at all.
     """
 
@@ -43,6 +45,7 @@ class Arm:
     l2_init: float = 0.0
     parseval: float = 0.0
     borders: tuple[int, ...] = ()
+    ewc: float = 0.0
 
     @property
     def title(self) -> str:
@@ -64,7 +67,7 @@ def parse_arm(spec: str) -> Arm:
 
     ``fire:method=newton_schulz,num_iters=5``: the reset's YAML name, then options of the reset; several values of
     one option are joined by ``+``. An option with a dot is one of a training run: ``parseval:agent.parseval=1e-3``.
-    ``fire@1+3`` resets at the first and third border only.
+    ``fire@1+3`` resets at the first and third border only, ``fire:ewc=100`` also remembers by EWC.
 
     Raises:
         ConfigError: an unknown name or option, a value that does not fit.
@@ -75,14 +78,28 @@ def parse_arm(spec: str) -> Arm:
     if not all(number.isdecimal() and int(number) > 0 for number in borders):
         raise ConfigError(f"arm {spec!r}: borders are numbers from 1, joined by +, got {numbers!r}")
     flags = ["--algo", "sac", "--env", "h1-walk", "--reset", name]
+    ewc = 0.0
     for pair in filter(None, options.split(",")):
         key, equals, value = pair.partition("=")
         if not equals or not value:
             raise ConfigError(f"arm {spec!r}: {pair!r} is not option=value")
+        if key == "ewc":
+            ewc = _strength(spec, value)
+            continue
         flags += [flag_of(key if "." in key else f"reset.{key}"), *value.split("+")]
     try:
         config, _ = load(flags)
     except ConfigError as error:
         raise ConfigError(f"arm {spec!r}: {error}") from error
     reset = make_reset(config.reset.strategy, config.reset.options)
-    return Arm(spec, reset, config.agent.l2_init, config.agent.parseval, tuple(map(int, borders)))
+    return Arm(spec, reset, config.agent.l2_init, config.agent.parseval, tuple(map(int, borders)), ewc)
+
+
+def _strength(spec: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"arm {spec!r}: ewc must be a number of at least 0, got {text!r}")
+    return value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from fire.resets.injection import restore_structure
 from fire.resets.none import NoReset
 from fire.resets.registry import reset_networks
 from studies.arms import Arm
+from studies.ewc import NUM_SAMPLES, Anchor, consolidate
 
 NETWORK = "net"
 SCHEDULES = ("constant", "cosine")
@@ -143,12 +145,16 @@ class Learner:
             self._trained = torch.compile(module)  # type: ignore[assignment]
         self.regularizer = Regularizer(arm.l2_init, arm.parseval, self.slot)
         self.tracker = arm.reset.tracker()
+        self.anchor: Anchor | None = None
 
     def _build(self, generator: torch.Generator) -> nn.Module:
         return self.study.build(generator).to(self.study.device)
 
-    def cross_border(self, index: int, chunk: Chunk) -> dict[str, Any]:
+    def cross_border(self, index: int, chunks: Sequence[Chunk]) -> dict[str, Any]:
         """Reset before chunk ``index`` (1 or later) and return what it did: report, metrics before and after."""
+        chunk = chunks[index]
+        if self.arm.ewc:
+            self.anchor = self._consolidated(index, chunks[index - 1])
         reset = self.arm.reset if self.arm.resets_at(index) else NoReset()
         slots, probes = {NETWORK: self.slot}, chunk.batches(torch_generator(self.seed, "metrics", index))
         batch = joined([next(probes) for _ in range(reset.num_minibatches)])
@@ -158,6 +164,16 @@ class Learner:
         if self.study.recipe.fresh_optimizer:
             self.slot.rebuild_optimizer_state()
         return {"report": report.scalars(), "before": before, "after": measure(slots, probe)}
+
+    def _consolidated(self, index: int, chunk: Chunk) -> Anchor:
+        generator = torch_generator(self.seed, "metrics", index, 1)
+        samples, count = [], 0
+        for inputs, _ in chunk.batches(generator):
+            samples.append(inputs)
+            count += len(inputs)
+            if count >= NUM_SAMPLES:
+                break
+        return consolidate(self.slot.module, torch.cat(samples)[:NUM_SAMPLES], generator)
 
     def train(self, index: int, chunk: Chunk, progress: Callable[[int], object]) -> list[dict[str, float]]:
         """Train on chunk ``index`` and return the evaluations, the first one before any update.
@@ -203,8 +219,11 @@ class Learner:
         recipe, optimizer = self.study.recipe, self.slot.optimizer
         with self._autocast():
             loss = self.study.loss(self._trained, batch)
+        extra = self.regularizer(self.slot.module)
+        if self.anchor is not None:
+            extra = extra + self.anchor.penalty(self.slot.module, self.arm.ewc)
         optimizer.zero_grad()
-        (loss + self.regularizer(self.slot.module)).backward()
+        (loss + extra).backward()
         nn.utils.clip_grad_norm_(self.slot.module.parameters(), recipe.clip)
         optimizer.step()
         return loss.detach()
@@ -227,6 +246,7 @@ class Learner:
             "module": copy.deepcopy(self.slot.module.state_dict()),
             "optimizer": copy.deepcopy(self.slot.optimizer.state_dict()),
             "tracker": {} if self.tracker is None else self.tracker.state_dict(),
+            "anchor": {} if self.anchor is None else dataclasses.asdict(self.anchor),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -237,6 +257,12 @@ class Learner:
         self.slot.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         if self.tracker is not None:
             self.tracker.load_state_dict(state["tracker"], self.study.device)
+        if state["anchor"]:
+            on_device = {
+                kind: {name: tensor.to(self.study.device) for name, tensor in tensors.items()}
+                for kind, tensors in state["anchor"].items()
+            }
+            self.anchor = Anchor(**on_device)
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

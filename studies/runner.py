@@ -116,7 +116,7 @@ def _continue(
     learner.load_state_dict(state)
     rows, resets = [*state["rows"]], [*state["resets"]]
     for index in range(done, len(chunks)):
-        did = learner.cross_border(index, chunks[index])
+        did = learner.cross_border(index, chunks)
         resets.append({"seed": seed, "chunk": index} | did)
         rows += _labelled(learner.train(index, chunks[index], bar.update), seed, index, chunks[index])
         finished = index + 1 == len(chunks)

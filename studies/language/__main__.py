@@ -29,6 +29,7 @@ ARMS = (
     "fire:include=*.qkv,parts=0+1",
 )
 QUESTIONS = {
+    "ewc": ("none", "none:ewc=100", "fire", "fire:ewc=100"),
     "optimizer": (
         "none",
         "optimizer_only",

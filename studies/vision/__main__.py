@@ -38,6 +38,7 @@ ARMS = (
 # FIRE on the vision transformer as published: queries and keys only.
 VIT_ARMS = (*ARMS[:-1], "fire:include=*.to_q+*.to_k", "fire")
 QUESTIONS = {
+    "ewc": ("none", "none:ewc=100", "fire", "fire:ewc=100"),
     "repeated": ("none", "fire", "fire@1", "fire@5", "fire@9"),
     "optimizer": (
         "none",

@@ -24,7 +24,7 @@ from studies.runner import run_study
 from studies.vision.__main__ import ARMS, QUESTIONS, VIT_ARMS
 
 ROOT = Path(__file__).parents[2]
-SPECS = ("none", "fire", "cbp:maturity=2,replacement_rate=0.2", "l2_init")
+SPECS = ("none", "fire", "cbp:maturity=2,replacement_rate=0.2", "l2_init", "fire:ewc=5")
 
 
 def tiny_study(**recipe):
@@ -87,7 +87,7 @@ def test_an_interrupted_study_ends_like_an_uninterrupted_one(tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         run_study(tiny_study(fresh_optimizer=False), arms, range(2), tmp_path / "parts")
     assert run_study(tiny_study(fresh_optimizer=False), arms, range(2), tmp_path / "parts") == table
-    assert len(calls) == stop_at + 18 - (stop_at - 1)  # 2 seeds x (1 + 4 arms x 2 chunks); one was lost
+    assert len(calls) == stop_at + 22 - (stop_at - 1)  # 2 seeds x (1 + 5 arms x 2 chunks); one was lost
     one, other = ((tmp_path / name / "results.csv").read_bytes() for name in ("whole", "parts"))
     assert one == other
     assert resets_without_times(tmp_path / "whole") == resets_without_times(tmp_path / "parts")
@@ -127,9 +127,9 @@ def test_a_reset_at_one_border_leaves_the_others_alone():
     learner = Learner(study, parse_arm("fire@2"), 0)
     weight = learner.slot.module[0].weight
     before = weight.detach().clone()
-    assert learner.cross_border(1, study.chunks(0)[1])["report"]["reset/net/sfe"] == 0
+    assert learner.cross_border(1, study.chunks(0))["report"]["reset/net/sfe"] == 0
     assert torch.equal(weight, before)
-    assert learner.cross_border(2, study.chunks(0)[2])["report"]["reset/net/sfe"] > 0
+    assert learner.cross_border(2, study.chunks(0))["report"]["reset/net/sfe"] > 0
 
 
 def test_a_border_that_is_not_there_is_one_line(tmp_path):
@@ -144,7 +144,7 @@ def test_the_optimizer_is_new_in_every_chunk_or_what_the_reset_says(fresh, expec
     learner = Learner(study, parse_arm("none"), 0)
     chunks = study.chunks(0)
     learner.train(0, chunks[0], lambda _: None)
-    learner.cross_border(1, chunks[1])
+    learner.cross_border(1, chunks)
     steps = {int(state["step"]) for state in learner.slot.optimizer.state.values()}
     assert (steps or {0}) == {expected}
 
@@ -189,6 +189,7 @@ def test_arms_are_read_like_the_options_of_a_run():
         ("fyre", "--reset fyre: unknown; valid: cbp, dash"),
         ("fire:methud=polar", "did you mean --reset.method"),
         ("fire@0", "borders are numbers from 1, joined by \\+, got '0'"),
+        ("fire:ewc=-1", "ewc must be a number of at least 0, got '-1'"),
         ("fire:method", "'method' is not option=value"),
         ("fire:method=svd", "must be one of polar, newton_schulz, muon"),
     ],
