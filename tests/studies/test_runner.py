@@ -21,6 +21,8 @@ from studies.language.__main__ import ARMS as LANGUAGE_ARMS
 from studies.language.__main__ import QUESTIONS as LANGUAGE_QUESTIONS
 from studies.results import compare, markdown_table
 from studies.runner import run_study
+from studies.vision import __main__ as command_line
+from studies.vision import data, networks, protocols
 from studies.vision.__main__ import ARMS, QUESTIONS, VIT_ARMS
 
 ROOT = Path(__file__).parents[2]
@@ -213,6 +215,13 @@ def test_every_arm_and_question_that_is_offered_can_be_asked():
         specs[0] == "none"
         for specs in (ARMS, LANGUAGE_ARMS, *QUESTIONS.values(), *LANGUAGE_QUESTIONS.values())
     )
+
+
+def test_the_names_that_the_command_line_offers_are_those_of_the_modules():
+    """They stand there twice, since --help imports no PyTorch."""
+    assert set(command_line.DATA_SETS) == set(data.DATA_SETS)
+    assert set(command_line.NETWORKS) == set(networks.NETWORKS)
+    assert set(command_line.PROTOCOLS) == set(command_line.EPOCHS) == set(protocols.PROTOCOLS)
 
 
 def test_the_comparison_by_hand():
