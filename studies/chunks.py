@@ -160,7 +160,7 @@ class Learner:
         batch = joined([next(probes) for _ in range(reset.num_minibatches)])
         probe = next(probes)
         before = measure(slots, probe)
-        report = reset_networks(slots, reset, batch, torch_generator(self.seed, "reset", index))
+        report = reset_networks(slots, reset, batch, torch_generator(self.seed, "reset", index), probe)
         if self.study.recipe.fresh_optimizer:
             self.slot.rebuild_optimizer_state()
         return {"report": report.scalars(), "before": before, "after": measure(slots, probe)}
@@ -201,7 +201,7 @@ class Learner:
             batch = next(batches)
             loss = self._update(batch)
             if self.tracker is not None:
-                recycled += self.tracker.after_update({NETWORK: slot}, batch, recycling)[NETWORK]
+                recycled += self.tracker.after_update({NETWORK: slot}, batch, recycling).get(NETWORK, 0)
             if update in evaluated:
                 value = float(loss)
                 if not math.isfinite(value):

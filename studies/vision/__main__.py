@@ -16,7 +16,7 @@ from pathlib import Path
 
 from studies.command import Parser, add_shared_flags, chosen_arms, main, positive, positive_float
 
-# Names as in data.py, networks.py and protocols.py, which import PyTorch; data sets beside the paper's network for each.
+# Names as in data.py, networks.py and protocols.py, which import PyTorch; networks are the paper's for the data sets.
 DATA_SETS = ("digits", "cifar10", "cifar100", "tiny_imagenet")
 NETWORKS = ("small_cnn", "resnet18", "vit_tiny", "vgg16")
 PROTOCOLS = ("warm_start", "continual", "class_incremental")

@@ -188,7 +188,7 @@ def test_arms_are_read_like_the_options_of_a_run():
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ("fyre", "--reset fyre: unknown; valid: cbp, dash"),
+        ("fyre", "--reset fyre: unknown; valid: calibrated_partial, cbp"),
         ("fire:methud=polar", "did you mean --reset.method"),
         ("fire@0", "borders are numbers from 1, joined by \\+, got '0'"),
         ("fire:ewc=-1", "ewc must be a number of at least 0, got '-1'"),
