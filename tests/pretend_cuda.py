@@ -19,6 +19,7 @@ import contextlib
 import gc
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -268,9 +269,13 @@ class Pretended(contextlib.ExitStack):
                     for name, plain in devices.items():
                         stack.enter_context(mock.patch.object(torch.Tensor, name, plain))
                     module = make_fx(function, **options)(*tensors)
+                if not any(map(self.holds, tensors)):
+                    return module
                 for node in module.graph.nodes:
                     if node.kwargs.get("device") is not None:
                         node.update_kwarg("device", CUDA)
+                    if isinstance(seen := node.meta.get("val"), torch.Tensor):
+                        node.meta["val"] = SimpleNamespace(shape=seen.shape, dtype=seen.dtype, device=CUDA)
                 return module
 
             return trace

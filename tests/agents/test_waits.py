@@ -15,6 +15,7 @@ from training.trainer import Trainer
 CUDA = torch.device("cuda")
 # Waits of a reset, its report included: the solver's doubts, finite values, the report, the end. Those that must know
 # which units there are (redo) ask more, and random isometries are drawn on the host.
+TRACKER_WAITS = 4  # of a strategy that acts after every update
 RESET_WAITS = {"none": 2, "optimizer_only": 2, "redo": 45, "plasticity_injection": 2, "random_orthogonal": 12}
 
 
@@ -78,8 +79,10 @@ def test_a_reset_waits_a_few_times_however_many_layers_it_has(algo):
             slots = case.agents[0].networks()
             gpu.forget()
             if (tracker := strategy.tracker()) is not None:
+                tracker.after_update(slots, batch, torch.Generator())  # finds the units, once in a run
+                gpu.forget()
                 tracker.after_update(slots, batch, torch.Generator())
-                assert gpu.waits.total() <= 30, (name, gpu.waits)
+                assert gpu.waits.total() <= TRACKER_WAITS, (name, gpu.waits)
                 continue
             reset_networks(slots, strategy, batch, torch.Generator()).scalars()
             assert gpu.waits.total() <= RESET_WAITS.get(name, 4), (name, gpu.waits)
