@@ -14,9 +14,17 @@ from training.trainer import Trainer
 
 CUDA = torch.device("cuda")
 # Waits of a reset, its report included: the solver's doubts, finite values, the report, the end. Those that must know
-# which units there are (redo) ask more, and random isometries are drawn on the host.
+# which units there are (redo) ask more, random isometries are
+# drawn on the host, and singular values clipped there, each weight by itself.
 TRACKER_WAITS = 4  # of a strategy that acts after every update
-RESET_WAITS = {"none": 2, "optimizer_only": 2, "redo": 45, "plasticity_injection": 2, "random_orthogonal": 12}
+RESET_WAITS = {
+    "none": 2,
+    "optimizer_only": 2,
+    "redo": 45,
+    "plasticity_injection": 2,
+    "random_orthogonal": 12,
+    "singular_clip": 18,
+}
 
 
 def learning(algo, **options):
