@@ -14,17 +14,10 @@ from training.trainer import Trainer
 
 CUDA = torch.device("cuda")
 # Waits of a reset, its report included: the solver's doubts, finite values, the report, the end. Those that must know
-# which units there are (redo) ask more, random isometries are
-# drawn on the host, and singular values clipped there, each weight by itself.
+# which units there are (redo) ask more; random isometries are drawn on the host, and singular values clipped there.
+RESET_WAITS = {"none": 2, "optimizer_only": 2, "plasticity_injection": 2}
+RESET_WAITS |= {"redo": 45, "random_orthogonal": 12, "singular_clip": 18}
 TRACKER_WAITS = 4  # of a strategy that acts after every update
-RESET_WAITS = {
-    "none": 2,
-    "optimizer_only": 2,
-    "redo": 45,
-    "plasticity_injection": 2,
-    "random_orthogonal": 12,
-    "singular_clip": 18,
-}
 
 
 def learning(algo, **options):
@@ -81,7 +74,8 @@ def test_a_reset_waits_a_few_times_however_many_layers_it_has(algo):
         for _ in range(6):
             case.step()
         case.learner.learn(1)
-        for name, kind in REGISTRY.items():
+        # Those that add parameters come last: not every other one can follow them.
+        for name, kind in sorted(REGISTRY.items(), key=lambda item: item[1].structural):
             strategy = kind(OPTIONS[name]())
             batch = case.replay.run(0).sample(16 * strategy.num_minibatches, torch.Generator())
             slots = case.agents[0].networks()
