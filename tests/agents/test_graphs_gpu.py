@@ -59,7 +59,7 @@ def pair(algo, **options):
 
 
 RESETS = {"fire": {}, "full": {"optimizer": "rebuild"}, "plasticity_injection": {}, "redo": {}, "cbp": {}}
-QUICK = {("sac", "fire"), ("sac", "plasticity_injection"), ("dqn", "full"), ("dqn", "redo")}
+QUICK = {("sac", "fire"), ("dqn", "plasticity_injection"), ("dqn", "full"), ("dqn", "redo")}
 
 
 def slow_unless(quick, *each):
