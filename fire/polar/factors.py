@@ -15,6 +15,7 @@ polar factor.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -193,6 +194,8 @@ def polar_factors(
             doubts.extend((doubt, hand_out) for doubt in own)
             if solved.singular_values is not None and solved.defect is not None:
                 rounding = ROUNDINGS * torch.finfo(group.dtype).eps + group.short * routes.EPS64
+                # Of the polish's Gram matrix: sums of m terms, whose errors grow as sqrt(m) (Higham & Mary 2019).
+                rounding += 0.5 * math.sqrt(group.long) * torch.finfo(batch.dtype).eps
                 defect = solved.defect + rounding
                 found = zip(solved.singular_values.split(lengths), defect.split(lengths), strict=True)
                 for (run, start, stop), (values, bounds) in zip(chunk, found, strict=True):
