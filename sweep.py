@@ -2,22 +2,28 @@
 
 python sweep.py experiments/demo.yaml
 python sweep.py experiments/figure_4a.yaml --dry-run
+python sweep.py experiments/figure_4a.yaml --ray auto
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 if __name__ == "__main__":  # Ctrl-C while modules are imported; the queue has a handler of its own
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from common.threads import let_idle_threads_sleep
 from configs.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sweeps.cluster import Cluster
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,10 +70,41 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         action="store_true",
         help="let environments module:Id of FILE run the code of their module",
     )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="make the runs on a Ray cluster, see docs/cluster.md: host:port, auto, or local for one of this machine",
+    )
+    parser.add_argument(
+        "--ray-cpus", type=int, default=1, metavar="N", help="cores of each program on Ray (default: 1)"
+    )
+    parser.add_argument(
+        "--ray-gpus",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="graphics cards of each program on Ray, a part of one too: 0.25 (default: 0)",
+    )
     args = parser.parse_args(argv)
-    if args.workers is not None and args.workers < 1:
-        raise ConfigError(f"--workers must be at least 1, got {args.workers}")
+    for flag, value, least in (("--workers", args.workers, 1), ("--ray-cpus", args.ray_cpus, 1)):
+        if value is not None and value < least:
+            raise ConfigError(f"{flag} must be at least {least}, got {value}")
+    if not (0 <= args.ray_gpus < 1 or (float(args.ray_gpus).is_integer() and args.ray_gpus > 0)):
+        raise ConfigError(f"--ray-gpus must be a part of one or a whole number, got {args.ray_gpus:g}")
+    if args.ray and args.dry_run:
+        raise ConfigError("--dry-run measures this machine; leave --ray out")
     return args
+
+
+@contextlib.contextmanager
+def _cluster(args: argparse.Namespace) -> Iterator[Cluster | None]:
+    if not args.ray:
+        yield None
+        return
+    from sweeps.cluster import Cluster, Share
+
+    with contextlib.closing(Cluster(args.ray, Share(args.ray_cpus, args.ray_gpus))) as cluster:
+        yield cluster
 
 
 def main(argv: list[str]) -> int:
@@ -87,10 +124,11 @@ def main(argv: list[str]) -> int:
     from training.failures import one_line
 
     try:
-        session = Session(experiment, runs, args.output, args.workers, args.allow_import)
-        if args.dry_run:
-            return session.estimate()
-        return session.run(retry_failed=args.retry_failed, accept_changes=args.accept_changes)
+        with _cluster(args) as cluster:
+            session = Session(experiment, runs, args.output, args.workers, args.allow_import, cluster)
+            if args.dry_run:
+                return session.estimate()
+            return session.run(retry_failed=args.retry_failed, accept_changes=args.accept_changes)
     except Exception as error:
         if (line := one_line(error)) is None:
             raise

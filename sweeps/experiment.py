@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,7 @@ def read_experiment(path: Path) -> Experiment:
             by_stage[stage.name].append(run)
     if not runs:
         raise ConfigError(f"{where}: no runs: the grid is empty, or exclude leaves nothing")
+    _check_compared(report, runs.values(), f"{where}: report")
     return Experiment(
         name,
         str(content.get("title", name)),
@@ -214,6 +215,17 @@ def _parent(
             f"{stage.where}: total_steps {config.total_steps} must exceed the {step} env steps at which it branches"
         )
     return parent, step
+
+
+def _check_compared(report: Mapping[str, Any], runs: Iterable[PlannedRun], where: str) -> None:
+    compared = report.get("compare", [])
+    if not isinstance(compared, list):
+        raise ConfigError(f"{where}: compare must be a list of factors, got {compared!r}")
+    check_keys(
+        [str(key) for key in compared],
+        list({key: 0 for run in runs for key in run.factors}),
+        f"{where}: compare",
+    )
 
 
 def _keeping_branch_points(runs: Mapping[str, PlannedRun]) -> Iterator[PlannedRun]:

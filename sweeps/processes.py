@@ -14,6 +14,8 @@ from configs.errors import ConfigError
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 LAST_LINES = 8
+# train.py's code for "stopped and saved", and what it dies of before it can save.
+STOPPED = (130, -signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT)
 _PR_SET_PDEATHSIG = 1
 
 

@@ -9,17 +9,18 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sweeps.checks import Demand
 from sweeps.experiment import PlannedRun
-from sweeps.processes import Process
+from sweeps.processes import STOPPED, Process
 from sweeps.programs import Program, make_programs
 from sweeps.state import Journal, saved_steps
 
+if TYPE_CHECKING:
+    from sweeps.cluster import Cluster
+
 POLL_SECONDS = 0.2
-# train.py's code for "stopped and saved", and what it dies of before it can save.
-STOPPED = (130, -signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT)
 # Memory of a process beside its replay buffer; results/sweep.md has the measurement.
 PROCESS_BYTES = 500_000_000
 
@@ -28,9 +29,23 @@ PROCESS_BYTES = 500_000_000
 class Limits:
     """How much may go on at a time."""
 
-    workers: int
+    workers: int  # 0: as many as the cluster holds
     threads: int  # of each program
     memory: int | None  # bytes for all programs; None: not known
+
+
+class Work(Protocol):
+    """A program at work: a process of this machine, or a task of a cluster."""
+
+    def poll(self) -> int | None: ...
+
+    def stop(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def wait(self) -> int: ...
+
+    def last_lines(self) -> list[str]: ...
 
 
 class Watcher(Protocol):
@@ -53,11 +68,12 @@ class Queue:
         limits: how much may go on at a time.
         journal: what was before, and what will be.
         watcher: told of every start and end.
+        cluster: where programs run; None: on this machine.
 
     Attributes:
         finished: names of the runs that are over.
         waiting: programs not started.
-        running: programs at work, each with its process.
+        running: programs at work, each with its process or task.
         stopped: names of runs that someone stopped.
     """
 
@@ -71,6 +87,7 @@ class Queue:
         limits: Limits,
         journal: Journal,
         watcher: Watcher,
+        cluster: Cluster | None = None,
     ) -> None:
         self.runs = list(runs)
         self.folder = folder
@@ -79,10 +96,11 @@ class Queue:
         self._everything = everything
         self._demands = demands
         self._watcher = watcher
+        self._cluster = cluster
         self.finished = {run.name for run in runs if journal.is_finished(run, folder / run.folder)}
         todo = [run for run in runs if run.name not in self.finished and run.name not in journal.failed]
         self.waiting = make_programs(todo, folder, stacked, journal.alone)
-        self.running: dict[Program, Process] = {}
+        self.running: dict[Program, Work] = {}
         self.stopped: set[str] = set()
         self._stop_requests = 0
         self._at_once = False
@@ -113,6 +131,13 @@ class Queue:
         return bool(self.running or (self.waiting and not self._stop_requests and not self.stuck))
 
     @property
+    def room(self) -> int:
+        """How many programs may be at work at a time; on a cluster that follows its nodes, which come and go."""
+        if self._cluster is None or self.limits.workers:
+            return self.limits.workers
+        return self._cluster.room()
+
+    @property
     def stopping(self) -> bool:
         """Whether someone has asked to stop."""
         return self._stop_requests > 0
@@ -139,7 +164,7 @@ class Queue:
 
     def _start_what_fits(self) -> None:
         for program in list(self.waiting):
-            if len(self.running) >= self.limits.workers:
+            if len(self.running) >= self.room:
                 return
             if not self._is_ready(program) or not self._has_memory_for(program):
                 continue
@@ -173,7 +198,10 @@ class Queue:
         log = self.folder / "logs" / f"{program.name.replace('/', '--')}.log"
         self.journal.note("start", program.runs)
         argv = program.argv(self.folder, self._everything)
-        self.running[program] = Process(argv, log, self.limits.threads)
+        if self._cluster is None:
+            self.running[program] = Process(argv, log, self.limits.threads)
+        else:
+            self.running[program] = self._cluster.start(argv, log, self.bytes_of(program))
         steps = max(saved_steps(self.folder / program.runs[0].folder), default=None)
         first = program.runs[0]
         where = f", from env step {steps:,}" if steps else f", from {first.parent}" if first.parent else ""
@@ -188,7 +216,7 @@ class Queue:
                 del self.running[program]
                 self._take_one(program, process, code)
 
-    def _take_one(self, program: Program, process: Process, code: int) -> None:
+    def _take_one(self, program: Program, process: Work, code: int) -> None:
         done = [
             run
             for run in program.runs

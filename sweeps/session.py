@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,6 +19,9 @@ from sweeps.state import Journal
 from sweeps.watch import Watch
 from training.folder import Claim
 
+if TYPE_CHECKING:
+    from sweeps.cluster import Cluster
+
 
 class Session:
     """Session: an experiment, checked, and the machine it is to run on.
@@ -27,6 +31,7 @@ class Session:
         runs: those of it that are asked for.
         output: folder of the experiment, or None for the default.
         workers: programs at a time, or None for as many as fit.
+        cluster: where the runs are made; None: on this machine.
         allow_import: see ``sweeps.checks.inspect``.
 
     Raises:
@@ -40,13 +45,15 @@ class Session:
         output: Path | None,
         workers: int | None,
         allow_import: bool,
+        cluster: Cluster | None = None,
     ) -> None:
         self.experiment = experiment
         self.runs = runs
         self.folder = output or Path("runs") / experiment.name
+        self.cluster = cluster
         self.demands = inspect(experiment.runs, experiment.file, allow_import)
         self.stacked = _stacked(experiment, self.demands)
-        self.limits = _limits(workers)
+        self.limits = Limits(workers or 0, cluster.share.cpus, None) if cluster else _limits(workers)
 
     def run(self, retry_failed: bool, accept_changes: bool) -> int:
         """Make the runs; returns the exit code."""
@@ -57,7 +64,10 @@ class Session:
             journal.forget_failures(self.runs, all_of_them=retry_failed)
             watch = Watch()
             queue = self._queue(journal, watch)
-            at_work = f"{self.limits.workers} at a time, {self.limits.threads} thread" + (
+            if self.cluster:
+                for program in queue.waiting:
+                    self.cluster.require_fit(program.name, queue.bytes_of(program))
+            at_work = f"{queue.room} at a time, {self.limits.threads} thread" + (
                 "s each" if self.limits.threads > 1 else " each"
             )
             watch.say(
@@ -89,7 +99,15 @@ class Session:
     def _queue(self, journal: Journal, watch: Watch) -> Queue:
         everything = {run.name: run for run in self.experiment.runs}
         return Queue(
-            self.runs, everything, self.folder, self.demands, self.stacked, self.limits, journal, watch
+            self.runs,
+            everything,
+            self.folder,
+            self.demands,
+            self.stacked,
+            self.limits,
+            journal,
+            watch,
+            self.cluster,
         )
 
     def _settle_plan(self, accept_changes: bool) -> None:

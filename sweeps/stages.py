@@ -28,7 +28,7 @@ KEYS = (
     "report",
 )
 STAGE_KEYS = ("name", "base", "grid", "arms", "total_steps", "branch_from", "at")
-REPORT_KEYS = ("metric", "baseline", "title")
+REPORT_KEYS = ("metric", "baseline", "title", "compare")
 TOGETHER = ("seeds", "none", "auto")
 # Options that decide where a run goes or what stands beside it, which is the sweep's affair, and what to write instead.
 RESERVED = {

@@ -121,7 +121,7 @@ class Watch:
         for program in (*queue.running, *queue.waiting):
             steps = [run.last_step - self._step_of(run) for run in program.runs]
             each.append(max(steps) / self._speeds.get(kind_of(program), usual))
-        return max(max(each, default=0.0), sum(each) / queue.limits.workers)
+        return max(max(each, default=0.0), sum(each) / max(queue.room, 1))
 
     def rows(self, queue: Queue) -> list[Row]:
         """Return the table: what trains, what failed, what waits, what is finished."""

@@ -1,0 +1,160 @@
+"""Sweeps on Ray: a real cluster on the loopback address, one of whose nodes loses power in mid-run."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sweep
+from sweeps import cluster
+from sweeps.cluster import Share
+from tests.sweeps.sweep_cases import BASE, GRID, plan, write
+from tests.sweeps.test_processes import LONG, ROOT, assert_equal_in_the_end, folders, steps, straight, until  # noqa: F401
+from tests.training.test_train import assert_same, newest
+from training.folder import Claim, is_claimed
+
+ON_LOOPBACK = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "node", "programs"),
+    [
+        (1, 0, {"CPU": 8.0, "GPU": 1.0}, 8),
+        (3, 0, {"CPU": 8.0}, 2),
+        (1, 0.25, {"CPU": 8.0, "GPU": 1.0}, 4),
+        # A program's share lies on one card: each of the two holds three.
+        (1, 0.3, {"CPU": 8.0, "GPU": 2.0}, 6),
+        (1, 2, {"CPU": 8.0, "GPU": 5.0}, 2),
+        (1, 0.5, {"CPU": 8.0}, 0),
+        (1, 0, {"memory": 1e9}, 0),
+    ],
+)
+def test_a_node_holds_as_many_programs_as_cores_and_whole_cards_allow(cpus, gpus, node, programs):
+    assert Share(cpus, gpus).fit_into(node) == programs
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--ray", "auto"], "pip install -r requirements-ray.txt"),
+        (["--ray-cpus", "0"], "--ray-cpus must be at least 1, got 0"),
+        (["--ray-gpus", "1.5"], "a part of one or a whole number, got 1.5"),
+        (["--ray-gpus", "nan"], "a part of one or a whole number, got nan"),
+        (["--ray", "local", "--dry-run"], "leave --ray out"),
+    ],
+)
+def test_what_ray_cannot_do_is_one_line(words, error, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    assert sweep.main([str(write(tmp_path, BASE + GRID)), *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert error in line
+
+
+def descendants(pid):
+    """Of a process, from below."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (stat := _read(entry / "stat")):
+            parent = int(stat.rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(entry.name))
+    found = []
+    for child in children.get(pid, []):
+        found += [*descendants(child), child]
+    return found
+
+
+def _read(path):
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def cut_power(node):
+    """Everything of a node is gone at once, train.py too: nothing is saved, nobody says goodbye."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    processes = [*descendants(raylet), raylet]
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in processes:
+            os.kill(pid, number)
+    return processes
+
+
+@pytest.fixture
+def two_nodes(monkeypatch):
+    pytest.importorskip("ray")
+    for name, value in ON_LOOPBACK.items():
+        monkeypatch.setenv(name, value)
+    from ray.cluster_utils import Cluster
+
+    small = {"num_cpus": 1, "object_store_memory": 80_000_000}
+    nodes = Cluster(initialize_head=True, head_node_args={**small, "node_ip_address": "127.0.0.1"})
+    second = nodes.add_node(**small, node_ip_address="127.0.0.1")
+    yield nodes.address, second
+    nodes.shutdown()
+
+
+def start(folder, *words):
+    command = [sys.executable, str(ROOT / "sweep.py"), str(folder / "small.yaml")]
+    command += ["--output", str(folder / "out"), *words]
+    environment = {**os.environ, **ON_LOOPBACK}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+@pytest.mark.slow
+def test_a_node_that_loses_power_takes_no_run_with_it(two_nodes, straight, tmp_path):  # noqa: F811
+    address, second = two_nodes
+    write(tmp_path, LONG)
+    at_work = start(tmp_path, "--ray", address)
+    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)))
+    commands = [_read(Path(f"/proc/{pid}/cmdline")) for pid in cut_power(second)]
+    (lost,) = [d for d in folders(tmp_path) if any(str(d) in words for words in commands)]
+    assert max(steps(lost)) < 2_500 and not is_claimed(lost)
+    out = at_work.communicate(timeout=300)[0]
+    assert at_work.returncode == 0 and "2 of 2 runs finished" in out, out
+    log = (tmp_path / "out/logs" / f"{lost.relative_to(tmp_path / 'out')}".replace("/", "--")).with_suffix(
+        ".log"
+    )
+    assert len(re.findall("resum", log.read_text())) == 1, log.read_text()
+    for one, other in zip(folders(tmp_path), folders(straight), strict=True):
+        assert_same(newest(one), newest(other))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_sweep_on_ray_that_ends_early_saves_its_runs_and_goes_on_without_ray(number, straight, tmp_path):  # noqa: F811
+    pytest.importorskip("ray")
+    write(tmp_path, LONG)
+    at_work = start(tmp_path, "--ray", "local")
+    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)))
+    at_work.send_signal(number)
+    out = at_work.communicate(timeout=120)[0]
+    assert at_work.returncode == (130 if number == signal.SIGINT else -number), out
+    until(lambda: not any(is_claimed(run_dir) for run_dir in folders(tmp_path)))
+    # Saved where they stood, not at the last period.
+    assert any(max(steps(run_dir)) % 100 for run_dir in folders(tmp_path))
+    assert_equal_in_the_end(tmp_path, straight)
+
+
+@pytest.mark.slow
+def test_a_task_waits_for_the_claim_of_an_attempt_that_is_still_alive(monkeypatch, tmp_path):
+    (run,) = plan(tmp_path, BASE + "grid: {reset: [none]}\n").runs
+    folder, log = tmp_path / "run", tmp_path / "log"
+    claim = Claim(folder)
+    waits = []
+
+    def sleep(seconds, stop):
+        waits.append(seconds)
+        claim.close()
+
+    monkeypatch.setattr(cluster, "_sleep", sleep)
+    argv = [*run.flags, "--run-dir", str(folder)]
+    assert cluster._train(argv, str(log), 1, os.getcwd())[0] == 0
+    assert waits == [cluster.CLAIM_SECONDS] and steps(folder)[-1] == 200
+    assert "another process is training" in log.read_text()
