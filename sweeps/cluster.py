@@ -7,6 +7,7 @@ the same files under the same paths: code, environment and run folders. docs/clu
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import time
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.files import UNSUPPORTED
 from configs.errors import ConfigError
 from sweeps.processes import STOPPED, Process
 
@@ -107,12 +109,13 @@ class Cluster:
             f"{name} needs {asked}; no node of the cluster has that much: {there or 'no nodes'}"
         )
 
-    def start(self, argv: Sequence[str], log: Path, memory: int) -> Task:
+    def start(self, argv: Sequence[str], log: Path, locks: Sequence[Path], memory: int) -> Task:
         """Hand a program to Ray, which starts it as soon as a node has room for it.
 
         Args:
             argv: words behind ``train.py``.
             log: file on storage that all nodes see; its folder exists.
+            locks: a file for each run, beside the log.
             memory: bytes.
         """
         options = {
@@ -124,7 +127,7 @@ class Cluster:
             "retry_exceptions": [StoppedFromOutsideError],
         }
         reference = self._task.options(**options).remote(
-            list(argv), str(log.absolute()), self.share.cpus, str(Path.cwd())
+            list(argv), str(log), [str(path) for path in locks], self.share.cpus, str(Path.cwd())
         )
         return Task(self._ray, reference)
 
@@ -204,7 +207,6 @@ def _arguments(address: str) -> dict[str, Any]:
         "logging_level": "ERROR",
     }
     if address == LOCAL:  # heard by this machine alone
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         arguments |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     return arguments
 
@@ -212,12 +214,15 @@ def _arguments(address: str) -> dict[str, Any]:
 # On the nodes
 
 
-def _train(argv: Sequence[str], log: str, threads: int, home: str) -> tuple[int, list[str]]:
+def _train(
+    argv: Sequence[str], log: str, locks: Sequence[str], threads: int, home: str
+) -> tuple[int, list[str]]:
     """Run ``train.py`` on this node to its end; return its exit code and last lines.
 
     Args:
         argv: words behind ``train.py``.
         log: file.
+        locks: files of which one process in the cluster may have each; ``train.py`` holds them too, until its end.
         threads: see ``Process``.
         home: folder to which relative paths are.
 
@@ -226,16 +231,43 @@ def _train(argv: Sequence[str], log: str, threads: int, home: str) -> tuple[int,
     """
     os.chdir(home)
     stop = _Cancelled()
-    with stop.heard():
+    # The node of an earlier attempt may have been given up while its train.py is alive, and may even come to its end.
+    with stop.heard(), contextlib.ExitStack() as held:
+        descriptors = [held.enter_context(_locked(Path(path), stop)) for path in locks]
+        if stop:
+            return STOPPED[0], []
         while True:
-            code, lines = _run(Process(argv, Path(log), threads), stop)
-            # The node of an earlier attempt was given up, but its train.py is alive, and may even come to its end.
+            code, lines = _run(Process(argv, Path(log), threads, descriptors), stop)
             if stop or not (code and lines and _CLAIMED in lines[-1]):
                 break
             _sleep(CLAIM_SECONDS, stop)
     if code in STOPPED and not stop:
         raise StoppedFromOutsideError(f"train.py ended with code {code}")
     return code, lines
+
+
+@contextlib.contextmanager
+def _locked(path: Path, stop: _Cancelled) -> Iterator[int]:
+    """Yield a descriptor of ``path``, locked, as soon as nobody else has it or ``stop`` says so.
+
+    Unlike the lock on a run's folder (``training.folder.Claim``) one on a file that is open for writing holds between
+    the clients of a network file system. Where locks are not supported there is none.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        while not stop:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                _sleep(CLAIM_SECONDS, stop)
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise
+                break
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 class _Cancelled:

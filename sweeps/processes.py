@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from configs.errors import ConfigError
@@ -26,9 +26,10 @@ class Process:
         argv: words behind ``train.py``.
         log: file; its folder exists.
         threads: for PyTorch, where neither the run's ``num_threads`` nor the environment says how many.
+        pass_fds: descriptors that stay open in it, such as those of locks.
     """
 
-    def __init__(self, argv: Sequence[str], log: Path, threads: int) -> None:
+    def __init__(self, argv: Sequence[str], log: Path, threads: int, pass_fds: Collection[int] = ()) -> None:
         self.log = log
         self._asked_to_stop = False
         command = [sys.executable, str(TRAIN), *argv]
@@ -42,6 +43,7 @@ class Process:
                     stderr=file,
                     env=_environment(threads),
                     start_new_session=True,
+                    pass_fds=tuple(pass_fds),
                     preexec_fn=_end_with_parent(os.getpid()),
                 )
         except OSError as error:

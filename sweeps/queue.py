@@ -195,17 +195,21 @@ class Queue:
 
     def _start(self, program: Program) -> None:
         self.waiting.remove(program)
-        log = self.folder / "logs" / f"{program.name.replace('/', '--')}.log"
+        log = self._beside(program.name, "log")
         self.journal.note("start", program.runs)
         argv = program.argv(self.folder, self._everything)
         if self._cluster is None:
             self.running[program] = Process(argv, log, self.limits.threads)
         else:
-            self.running[program] = self._cluster.start(argv, log, self.bytes_of(program))
+            locks = [self._beside(run.name, "lock") for run in program.runs]
+            self.running[program] = self._cluster.start(argv, log, locks, self.bytes_of(program))
         steps = max(saved_steps(self.folder / program.runs[0].folder), default=None)
         first = program.runs[0]
         where = f", from env step {steps:,}" if steps else f", from {first.parent}" if first.parent else ""
         self._watcher.say(f"{program.name} starts{where}")
+
+    def _beside(self, name: str, kind: str) -> Path:
+        return self.folder / "logs" / f"{name.replace('/', '--')}.{kind}"
 
     # Ending
 

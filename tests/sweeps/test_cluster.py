@@ -1,5 +1,6 @@
 """Sweeps on Ray: a real cluster on the loopback address, one of whose nodes loses power in mid-run."""
 
+import fcntl
 import os
 import re
 import signal
@@ -12,11 +13,19 @@ import pytest
 import sweep
 from sweeps import cluster
 from sweeps.cluster import Share
+from sweeps.processes import Process
 from tests.sweeps.sweep_cases import BASE, GRID, plan, write
-from tests.sweeps.test_processes import LONG, ROOT, assert_equal_in_the_end, folders, steps, straight, until  # noqa: F401
+from tests.sweeps.test_processes import ROOT, folders, steps, until
 from tests.training.test_train import assert_same, newest
+from training import loop
 from training.folder import Claim, is_claimed
 
+STEPS = 1_200
+LONG = (
+    BASE.replace("total_steps: 200", f"total_steps: {STEPS}")
+    + "grid: {reset: [none, full]}\ntogether: none\n"
+)
+PATIENCE = 400.0  # seconds, on a machine that has other work
 ON_LOOPBACK = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -107,54 +116,91 @@ def start(folder, *words):
     )
 
 
-@pytest.mark.slow
-def test_a_node_that_loses_power_takes_no_run_with_it(two_nodes, straight, tmp_path):  # noqa: F811
-    address, second = two_nodes
-    write(tmp_path, LONG)
-    at_work = start(tmp_path, "--ray", address)
-    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)))
-    commands = [_read(Path(f"/proc/{pid}/cmdline")) for pid in cut_power(second)]
-    (lost,) = [d for d in folders(tmp_path) if any(str(d) in words for words in commands)]
-    assert max(steps(lost)) < 2_500 and not is_claimed(lost)
-    out = at_work.communicate(timeout=300)[0]
-    assert at_work.returncode == 0 and "2 of 2 runs finished" in out, out
-    log = (tmp_path / "out/logs" / f"{lost.relative_to(tmp_path / 'out')}".replace("/", "--")).with_suffix(
-        ".log"
-    )
-    assert len(re.findall("resum", log.read_text())) == 1, log.read_text()
-    for one, other in zip(folders(tmp_path), folders(straight), strict=True):
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The same runs, each alone and never stopped."""
+    folder = tmp_path_factory.mktemp("straight")
+    for run in plan(folder, LONG).runs:
+        loop.train(run.config, folder / "out" / run.folder)
+    return folder
+
+
+def assert_equal(folder, straight):
+    for one, other in zip(folders(folder), folders(straight), strict=True):
         assert_same(newest(one), newest(other))
 
 
 @pytest.mark.slow
+def test_a_node_that_loses_power_takes_no_run_with_it(two_nodes, straight, tmp_path):
+    address, second = two_nodes
+    write(tmp_path, LONG)
+    at_work = start(tmp_path, "--ray", address)
+    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)), PATIENCE)
+    commands = [_read(Path(f"/proc/{pid}/cmdline")) for pid in cut_power(second)]
+    (lost,) = [d for d in folders(tmp_path) if any(str(d) in words for words in commands)]
+    assert max(steps(lost)) < STEPS and not is_claimed(lost)
+    out = at_work.communicate(timeout=PATIENCE)[0]
+    assert at_work.returncode == 0 and "2 of 2 runs finished" in out, out
+    log = (tmp_path / "out/logs" / f"{lost.relative_to(tmp_path / 'out')}".replace("/", "--")).with_suffix(
+        ".log"
+    )
+    begins = [
+        int(step.replace(",", "")) for step in re.findall("from env step ([0-9,]+) of", log.read_text())
+    ]
+    assert len(begins) == 2 and begins[0] == 0 < begins[1], begins  # its second attempt resumed
+    assert_equal(tmp_path, straight)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_sweep_on_ray_that_ends_early_saves_its_runs_and_goes_on_without_ray(number, straight, tmp_path):  # noqa: F811
+def test_a_sweep_on_ray_that_ends_early_saves_its_runs_and_goes_on_without_ray(number, straight, tmp_path):
     pytest.importorskip("ray")
     write(tmp_path, LONG)
     at_work = start(tmp_path, "--ray", "local")
-    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)))
+    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)), PATIENCE)
     at_work.send_signal(number)
-    out = at_work.communicate(timeout=120)[0]
+    out = at_work.communicate(timeout=PATIENCE)[0]
     assert at_work.returncode == (130 if number == signal.SIGINT else -number), out
-    until(lambda: not any(is_claimed(run_dir) for run_dir in folders(tmp_path)))
+    until(lambda: not any(is_claimed(run_dir) for run_dir in folders(tmp_path)), PATIENCE)
     # Saved where they stood, not at the last period.
     assert any(max(steps(run_dir)) % 100 for run_dir in folders(tmp_path))
-    assert_equal_in_the_end(tmp_path, straight)
+    goes_on = start(tmp_path)
+    out = goes_on.communicate(timeout=PATIENCE)[0]
+    assert goes_on.returncode == 0, out
+    assert_equal(tmp_path, straight)
 
 
 @pytest.mark.slow
 def test_a_task_waits_for_the_claim_of_an_attempt_that_is_still_alive(monkeypatch, tmp_path):
     (run,) = plan(tmp_path, BASE + "grid: {reset: [none]}\n").runs
-    folder, log = tmp_path / "run", tmp_path / "log"
+    folder, log, lock = tmp_path / "run", tmp_path / "log", tmp_path / "lock"
     claim = Claim(folder)
+    earlier = lock.open("w")
+    fcntl.flock(earlier, fcntl.LOCK_EX)
     waits = []
 
     def sleep(seconds, stop):
-        waits.append(seconds)
-        claim.close()
+        waits.append(log.exists())
+        claim.close() if earlier.closed else earlier.close()
 
     monkeypatch.setattr(cluster, "_sleep", sleep)
     argv = [*run.flags, "--run-dir", str(folder)]
-    assert cluster._train(argv, str(log), 1, os.getcwd())[0] == 0
-    assert waits == [cluster.CLAIM_SECONDS] and steps(folder)[-1] == 200
+    assert cluster._train(argv, str(log), [str(lock)], 1, os.getcwd())[0] == 0
+    assert waits == [False, True] and steps(folder)[-1] == 200
     assert "another process is training" in log.read_text()
+
+
+def test_a_lock_stays_as_long_as_the_program_lives_and_no_longer(tmp_path):
+    lock = tmp_path / "lock"
+    (run,) = plan(tmp_path, BASE + "grid: {reset: [none]}\n").runs
+    with lock.open("w") as file, lock.open("w") as other:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        words = [*run.flags, "--run-dir", str(tmp_path / "run")]
+        process = Process(words, tmp_path / "log", 1, [file.fileno()])
+        file.close()  # as if the worker of Ray had died
+        os.kill(process.pid, signal.SIGSTOP)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        process.kill()
+        process.wait()
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
