@@ -91,6 +91,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             raise ConfigError(f"{flag} must be at least {least}, got {value}")
     if not (0 <= args.ray_gpus < 1 or (float(args.ray_gpus).is_integer() and args.ray_gpus > 0)):
         raise ConfigError(f"--ray-gpus must be a part of one or a whole number, got {args.ray_gpus:g}")
+    if not args.ray and (args.ray_cpus != 1 or args.ray_gpus):
+        raise ConfigError("--ray-cpus and --ray-gpus need --ray")
     if args.ray and args.dry_run:
         raise ConfigError("--dry-run measures this machine; leave --ray out")
     return args

@@ -53,6 +53,7 @@ def test_a_node_holds_as_many_programs_as_cores_and_whole_cards_allow(cpus, gpus
         (["--ray-cpus", "0"], "--ray-cpus must be at least 1, got 0"),
         (["--ray-gpus", "1.5"], "a part of one or a whole number, got 1.5"),
         (["--ray-gpus", "nan"], "a part of one or a whole number, got nan"),
+        (["--ray-gpus", "0.5"], "need --ray"),
         (["--ray", "local", "--dry-run"], "leave --ray out"),
     ],
 )

@@ -152,6 +152,11 @@ def test_a_branch_from_the_end_needs_no_checkpoint_on_the_way(tmp_path):
         ),
         ("together: sedes", "together must be one of seeds, none, auto; got 'sedes'"),
         ("report: {metric: evaluation, basline: none}", "did you mean 'baseline'"),
+        ("report: {compare: reset}", "compare must be a list of factors, got 'reset'"),
+        (
+            "grid: {reset: [fire]}\nreport: {compare: [rset]}",
+            "compare: unknown key 'rset'; did you mean 'reset'",
+        ),
         ("name: ../elsewhere", "name '../elsewhere' must be letters"),
         ("grid: [1]", "grid must be a mapping"),
     ],
