@@ -51,9 +51,10 @@ class Share:
         number = int(resources.get("CPU", 0) // self.cpus)
         if not self.gpus:
             return number
-        cards = resources.get("GPU", 0)
-        on_cards = cards // self.gpus if self.gpus >= 1 else cards * (1 // self.gpus)
-        return min(number, int(on_cards))
+        cards = int(resources.get("GPU", 0))
+        # The smallest share that Ray knows is 0.0001; 1 // 0.1 is 9.
+        on_cards = cards // int(self.gpus) if self.gpus >= 1 else cards * int(1 / self.gpus + 1e-6)
+        return min(number, on_cards)
 
 
 class Cluster:

@@ -37,6 +37,7 @@ ON_LOOPBACK = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
         (1, 0.25, {"CPU": 8.0, "GPU": 1.0}, 4),
         # A program's share lies on one card: each of the two holds three.
         (1, 0.3, {"CPU": 8.0, "GPU": 2.0}, 6),
+        (1, 0.1, {"CPU": 16.0, "GPU": 1.0}, 10),
         (1, 2, {"CPU": 8.0, "GPU": 5.0}, 2),
         (1, 0.5, {"CPU": 8.0}, 0),
         (1, 0, {"memory": 1e9}, 0),
