@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,9 +106,10 @@ def two_nodes(monkeypatch):
         monkeypatch.setenv(name, value)
     from ray.cluster_utils import Cluster
 
-    small = {"num_cpus": 1, "object_store_memory": 80_000_000}
-    nodes = Cluster(initialize_head=True, head_node_args={**small, "node_ip_address": "127.0.0.1"})
-    second = nodes.add_node(**small, node_ip_address="127.0.0.1")
+    small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80_000_000}
+    small["node_ip_address"] = "127.0.0.1"
+    nodes = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+    second = nodes.add_node(**small)
     yield nodes.address, second
     nodes.shutdown()
 
