@@ -346,8 +346,10 @@ class LogConfig:
         "with the plasticity metrics also curvature, gradient agreement, co-adaptation, trial updates and the "
         "trainability probe: seconds to minutes each time",
     )
-    histograms: bool = option(
-        False, "with the plasticity metrics also histograms of every layer's singular values, in TensorBoard"
+    histograms: bool | None = option(
+        None,
+        "histograms of every layer's singular values, in TensorBoard: true, whenever plasticity is measured; null, "
+        "before and after resets alone, of networks that take at most about a second; false, never",
     )
 
 
@@ -412,6 +414,12 @@ class Config:
     profile: bool = option(
         False,
         "profile 20 steps of the loop: profile.json (Chrome trace) in the run folder, ten dearest operations",
+    )
+    logger: str = option(
+        "none",
+        "a tracker that gets the same scalars as TensorBoard: wandb (Weights & Biases) or trackio, which are installed "
+        "apart (requirements-loggers.txt)",
+        choices=("none", "wandb", "trackio"),
     )
     env: EnvConfig = EnvConfig()
     replay: ReplayConfig = ReplayConfig()

@@ -15,6 +15,7 @@ IGNORED = (
     "device",
     "branch_from",
     "profile",
+    "logger",
     "cuda_graphs",
     "compile",
     "env.atari.num_threads",

@@ -1,4 +1,4 @@
-"""Spectra before and after a reset, from the TensorBoard histograms that ``log.histograms`` writes."""
+"""Spectra before and after a reset, from the TensorBoard histograms of ``log.histograms``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def spectra_of(panel: Panel) -> dict[str, dict[str, dict[str, np.ndarray]]]:
 
 
 def _around_first_reset(run: Run) -> dict[str, dict[str, np.ndarray]]:
-    if str(run.config.get("log.histograms", "false")).lower() != "true":
+    if str(run.config.get("log.histograms", "false")).lower() == "false":  # as in runs before it had a third value
         return {}
     step = run.resets[0]["env_step"]
     spectra = {}

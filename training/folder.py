@@ -30,6 +30,8 @@ RESUMABLE_WITH_OTHER = (
     "num_threads",
     "num_agents",
     "profile",
+    "logger",
+    "log.histograms",
     "cuda_graphs",
     "compile",
     "env.atari.num_threads",

@@ -1,4 +1,4 @@
-"""Scalars to TensorBoard and, row by row, to ``scalars.csv``; the x axis is environment steps."""
+"""Scalars to TensorBoard, to ``scalars.csv`` and to a mirror of them; the x axis is environment steps."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from common.files import reading_run_file, replace_bytes
+from training.dashboard import SCORES, layout
+from training.mirrors import Mirror
 
 
 class Logger:
@@ -19,9 +23,10 @@ class Logger:
     Args:
         run_dir: existing folder.
         resume_step: env step from which ``scalars.csv`` goes on; None starts afresh.
+        mirror: a tracker that gets the same scalars, or None.
     """
 
-    def __init__(self, run_dir: Path, resume_step: int | None) -> None:
+    def __init__(self, run_dir: Path, resume_step: int | None, mirror: Mirror | None = None) -> None:
         path = run_dir / "scalars.csv"
         if resume_step is None:
             path.write_text("env_step,key,value\n")
@@ -31,19 +36,40 @@ class Logger:
         self._tensorboard = SummaryWriter(str(run_dir), purge_step=purge)
         self._file = path.open("a", newline="")
         self._csv = csv.writer(self._file, lineterminator="\n")
+        self._mirror = mirror
+        self._keys: set[str] = set() if resume_step is None else _logged(path)
+        self._layout: dict[str, dict[str, list[Any]]] = {}
+        self._lay_out()
 
     def scalars(self, values: Mapping[str, float], env_step: int) -> None:
         for key, value in values.items():
             self._tensorboard.add_scalar(key, value, env_step)
             self._csv.writerow([env_step, key, repr(float(value))])
+        if self._mirror is not None:
+            self._mirror.log(values, env_step)
+        if not self._keys.issuperset(values):
+            self._keys.update(values)
+            self._lay_out()
+
+    def _lay_out(self) -> None:
+        """Give the charts that now have data a place in the dashboard; the newest layout counts."""
+        if (found := layout(self._keys)) != self._layout:
+            self._layout = found
+            self._tensorboard.add_custom_scalars(found)
 
     def histograms(self, values: Mapping[str, Tensor], env_step: int) -> None:
         """Write the distributions of arrays of numbers, to TensorBoard alone."""
         for key, value in values.items():
             self._tensorboard.add_histogram(key, value, env_step)
 
-    def text(self, key: str, text: str) -> None:
-        self._tensorboard.add_text(key, text)
+    def text(self, key: str, text: str, env_step: int = 0) -> None:
+        """Write Markdown, to TensorBoard alone."""
+        self._tensorboard.add_text(key, text, env_step)
+
+    def hyperparameters(self, values: Mapping[str, str | float]) -> None:
+        """Make the run a row of TensorBoard's table, with its newest scores; SummaryWriter's own way is a run more."""
+        for summary in hparams(dict(values), dict.fromkeys(SCORES, 0.0)):
+            self._tensorboard.file_writer.add_summary(summary)
 
     def flush(self) -> None:
         self._tensorboard.flush()
@@ -52,6 +78,14 @@ class Logger:
     def close(self) -> None:
         self._tensorboard.close()
         self._file.close()
+        if self._mirror is not None:
+            self._mirror.finish()
+
+
+def _logged(path: Path) -> set[str]:
+    """The keys in ``scalars.csv``."""
+    with path.open(newline="") as file:
+        return {row[1] for row in csv.reader(file)}
 
 
 def truncate(path: Path, last_step: int, lines: int | None) -> None:

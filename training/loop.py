@@ -23,6 +23,7 @@ from training.due import Clock
 from training.evaluation import EvaluationStopped
 from training.folder import open_runs, starting_points
 from training.interrupt import Interrupt
+from training.mirrors import require_mirror
 from training.profiling import StepProfiler
 from training.trainer import Trainer, TrainingDiverged
 
@@ -43,6 +44,7 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
         TrainingDiverged: NaN or infinity in an action, a loss or a weight.
     """
     config = configs[0]  # what the loop reads is the same in all
+    require_mirror(configs)
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     keep_freed_memory()

@@ -17,8 +17,10 @@ from configs.schema import Config
 from envs import human_normalized_score, success_score
 from envs.vec import Episode
 from training.evaluation import Evaluation
+from training.dashboard import hyperparameters, reset_text
 from training.folder import HISTORY, HISTORY_OF_TASKS
 from training.logger import Logger, truncate
+from training.mirrors import open_mirror
 from training.progress import Progress
 from training.summary import reset_line, task_line
 from training.tasks import TASK_COLUMNS, TaskTally
@@ -77,10 +79,13 @@ class Record:
         else:
             for name in self._history:
                 truncate(run_dir / name, resume_step, (lines or {}).get(name))
-        self._logger = Logger(run_dir, resume_step)
-        if resume_step is None or branch_of is not None:
+        begins = resume_step is None or branch_of is not None
+        mirror = open_mirror(config, run_dir, begins)
+        self._logger = Logger(run_dir, resume_step, mirror)
+        if begins:
             # Indented, so that TensorBoard's Markdown shows it as it is.
             self._logger.text("config", textwrap.indent((run_dir / "config.yaml").read_text(), "    "))
+            self._logger.hyperparameters(hyperparameters(config))
         label = run_dir.name if config.num_agents > 1 else ""
         self.progress = Progress(config.total_steps, resume_step or 0, update_step, label)
 
@@ -134,7 +139,8 @@ class Record:
             return
         scalars = {"eval/mean_reward": result.mean, "eval/mean_ep_length": result.mean_length}
         if len(result.returns) > 1:
-            scalars["eval/stderr_reward"] = result.stderr
+            interval = {"eval_interval/low_95": low, "eval_interval/high_95": high}
+            scalars |= {"eval/stderr_reward": result.stderr, **interval}
         task = self._config.env.change.task_trained(env_step)
         if self._tally is not None:
             scalars["eval/task"] = task
@@ -147,9 +153,10 @@ class Record:
         self.last_evaluation = result.mean
 
     def reset(self, values: Mapping[str, Any], env_step: int, index: int) -> None:
-        """Append reset number ``index`` with what was seen before and after it to ``resets.jsonl``, and print it."""
+        """Append reset number ``index`` with what was seen before and after it to ``resets.jsonl``; mark, print it."""
         with (self.run_dir / "resets.jsonl").open("a") as file:
             file.write(to_json({"env_step": env_step, "index": index, **values}) + "\n")
+        self._logger.text("resets", reset_text(env_step, index, values), env_step)
         self.say(reset_line(env_step, index, values))
 
     def task(self, env_step: int, return_on_previous: float | None) -> None:

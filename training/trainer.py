@@ -18,12 +18,15 @@ from common.seeding import stream_seed, torch_generator
 from configs.schema import Config
 from envs.vec import VecEnv
 from fire.metrics.cheap import measure
-from fire.metrics.costly import diagnose, spectra
+from fire.metrics.costly import diagnose, spectra, spectra_work
 from fire.network.slot import NetworkSlot
 from fire.resets.registry import make_reset, reset_networks
 from training.due import Clock, Due
 from training.evaluation import Evaluation, EvaluationStopped, Policy, RandomPolicy, evaluate
 from training.record import Record
+
+
+CHEAP_SPECTRA = 1e9  # multiplications of ``spectra``; that many (Nature's network) took 0.9 s on one core
 
 
 class TrainingDiverged(RuntimeError):
@@ -276,6 +279,9 @@ class Trainer:
         """What a reset is judged by: the plasticity metrics of this step and, unless switched off, the return."""
         step, metrics = self._measured
         seen = dict(metrics if step == self.clock.env_step else self.measure())
+        slots = self.agent.networks()
+        if self.config.log.histograms is None and spectra_work(slots) <= CHEAP_SPECTRA:
+            self.record.histograms(spectra(slots), self.clock.env_step)
         if self.config.eval.around_resets:
             seen["mean_return"] = self.evaluate(when).mean
         return seen

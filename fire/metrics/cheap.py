@@ -20,18 +20,18 @@ from ..polar.isometry import dfi_of_gram, short_gram
 
 METRIC_KEYS = (
     "plasticity/<network>/dfi",
-    "plasticity/<network>/dfi/<layer>",
+    "plasticity_layers/<network>/dfi/<layer>",
     "plasticity/<network>/dfi_scaled",
-    "plasticity/<network>/dfi_scaled/<layer>",
+    "plasticity_layers/<network>/dfi_scaled/<layer>",
     "plasticity/<network>/dormant_ratio",
-    "plasticity/<network>/dormant_ratio/<layer>",
+    "plasticity_layers/<network>/dormant_ratio/<layer>",
     "plasticity/<network>/zero_activation_ratio",
-    "plasticity/<network>/zero_activation_ratio/<layer>",
+    "plasticity_layers/<network>/zero_activation_ratio/<layer>",
     "plasticity/<network>/srank",
     "plasticity/<network>/effective_rank",
     "plasticity/<network>/feature_norm",
     "plasticity/<network>/weight_norm",
-    "plasticity/<network>/weight_norm/<layer>",
+    "plasticity_layers/<network>/weight_norm/<layer>",
     "plasticity/<network>/gradient_norm",
 )
 
@@ -103,8 +103,13 @@ def measure(
     for network, slot in slots.items():
         found = _weights(slot) | _activations(slot, batch, dormancy_threshold, srank_threshold)
         found["gradient_norm"] = _gradient_norm(slot, batch)
-        figures |= {f"plasticity/{network}/{key}": value for key, value in found.items()}
+        figures |= {f"{_group(key)}/{network}/{key}": value for key, value in found.items()}
     return _on_host(figures)
+
+
+def _group(key: str) -> str:
+    """Layers have a group of their own, in which TensorBoard folds them away."""
+    return "plasticity_layers" if "/" in key else "plasticity"
 
 
 def _on_host(figures: Mapping[str, Tensor]) -> dict[str, float]:

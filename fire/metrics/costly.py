@@ -87,6 +87,12 @@ def spectra(slots: Mapping[str, NetworkSlot]) -> dict[str, Tensor]:
     }
 
 
+def spectra_work(slots: Mapping[str, NetworkSlot]) -> float:
+    """Multiplications that ``spectra`` needs, up to a factor: m n min(m, n) for each m x n matrix, summed."""
+    matrices = (layer.matrices() for slot in slots.values() for layer in slot.layers())
+    return float(sum(each.numel() * min(each.shape[-2:]) for each in matrices))
+
+
 def gradient_covariance(slot: NetworkSlot, batches: Sequence[Any]) -> Tensor:
     """Cosines between the gradients on each pair of ``batches``, (n, n) float64 (Lyle et al. 2023, arXiv
     2303.01486).

@@ -31,7 +31,7 @@ SQUARINGS = 14  # of ``extreme_eigenvalues``
 RESET_KEYS = (
     "reset/seconds",
     *(f"reset/<network>/{quantity}" for quantity in QUANTITIES),
-    *(f"reset/<network>/{quantity}/<layer>" for quantity in QUANTITIES),
+    *(f"reset_layers/<network>/{quantity}/<layer>" for quantity in QUANTITIES),
     *(f"reset/<network>/{name}" for name in KEPT),
 )
 
@@ -106,7 +106,7 @@ class ResetReport:
         for layer in self.layers:
             networks[layer.network].append(layer)
         for network, layers in networks.items():
-            prefix = f"reset/{network}" if network else "reset"
+            of_network = f"/{network}" if network else ""
             for quantity in QUANTITIES:
                 values = [getattr(layer, quantity) for layer in layers]
                 if quantity == "relative_sfe":
@@ -115,9 +115,9 @@ class ResetReport:
                     )
                 else:
                     total = max(values) if quantity in ("condition_number", "residual") else sum(values)
-                scalars[f"{prefix}/{quantity}"] = total
+                scalars[f"reset{of_network}/{quantity}"] = total
                 for layer, value in zip(layers, values, strict=True):
-                    scalars[f"{prefix}/{quantity}/{layer.layer}"] = value
+                    scalars[f"reset_layers{of_network}/{quantity}/{layer.layer}"] = value
         for network, figures in self.kept.items():
             scalars |= {f"reset/{network}/{name}": value for name, value in figures.items()}
         return {key: value for key, value in scalars.items() if math.isfinite(value)}

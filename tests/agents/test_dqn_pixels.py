@@ -170,8 +170,8 @@ def test_dormant_units_are_counted_over_batch_and_space(layer_norm):
     activations["head.relu4"] = agent.q.head[:-1](x)
     for name, values in activations.items():
         dormant = (values.abs().sum(0) == 0).float().mean().item()
-        assert metrics[f"plasticity/q/dormant_ratio/{name}"] == pytest.approx(dormant)
-    assert metrics["plasticity/q/dormant_ratio/encoder.relu2"] >= 0.25
+        assert metrics[f"plasticity_layers/q/dormant_ratio/{name}"] == pytest.approx(dormant)
+    assert metrics["plasticity_layers/q/dormant_ratio/encoder.relu2"] >= 0.25
     assert metrics["plasticity/q/srank"] <= 8
 
 

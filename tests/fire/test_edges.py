@@ -299,8 +299,8 @@ def test_figures_that_do_not_exist_are_no_numbers() -> None:
     assert report.layers[1].condition_number == math.inf == report.layers[1].relative_sfe
     scalars = report.scalars()
     assert all(math.isfinite(value) for value in scalars.values())
-    missing = {"reset/net/condition_number", "reset/net/condition_number/3", "reset/net/relative_sfe/3"}
-    assert not missing & set(scalars) and {"reset/net/relative_sfe", "reset/net/condition_number/5"} <= set(
+    missing = {"reset/net/condition_number", "reset_layers/net/condition_number/3", "reset_layers/net/relative_sfe/3"}
+    assert not missing & set(scalars) and {"reset/net/relative_sfe", "reset_layers/net/condition_number/5"} <= set(
         scalars
     )
     for scale in ("preserve_norm", "mean_singular_value"):

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("page, keys", [("metrics.md", METRIC_KEYS), ("resets.md", RESET_KEYS)])
 def test_documented_keys_are_the_keys(page: str, keys: tuple[str, ...]) -> None:
     text = (ROOT / "docs" / page).read_text()
-    assert set(re.findall(r"^\| `((?:plasticity|reset)/[^`]*)`", text, re.MULTILINE)) == set(keys)
+    assert set(re.findall(r"^\| `((?:plasticity|reset)(?:_layers)?/[^`]*)`", text, re.MULTILINE)) == set(keys)
 
 
 def test_documented_diagnostics_are_the_diagnostics() -> None:

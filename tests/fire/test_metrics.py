@@ -84,9 +84,9 @@ def test_activations_are_taken_after_the_nonlinearity_and_convolutions_over_batc
     ]
     assert torch.equal(seen.features[0], module[:5](batch))
     scalars = metrics.measure({"q": slot_of(module)}, batch, dormancy_threshold=0.0)
-    assert scalars["plasticity/q/zero_activation_ratio/1"] == pytest.approx(1 / 4)
-    assert scalars["plasticity/q/zero_activation_ratio/4"] >= 2 / 5
-    dead = round(scalars["plasticity/q/zero_activation_ratio/4"] * 5) + 1
+    assert scalars["plasticity_layers/q/zero_activation_ratio/1"] == pytest.approx(1 / 4)
+    assert scalars["plasticity_layers/q/zero_activation_ratio/4"] >= 2 / 5
+    dead = round(scalars["plasticity_layers/q/zero_activation_ratio/4"] * 5) + 1
     assert scalars["plasticity/q/zero_activation_ratio"] == pytest.approx(dead / 9)
 
 
@@ -123,7 +123,7 @@ def test_ensembles_are_measured_per_member() -> None:
     scalars = metrics.measure({"c": slot_of(module, ensemble_size=2)}, batch)
     assert scalars["plasticity/c/srank"] == pytest.approx((6 + 3) / 2)
     assert scalars["plasticity/c/effective_rank"] == pytest.approx((6 + 3) / 2)
-    assert scalars["plasticity/c/weight_norm/head"] == pytest.approx(3.0)
+    assert scalars["plasticity_layers/c/weight_norm/head"] == pytest.approx(3.0)
     assert scalars["plasticity/c/zero_activation_ratio"] == pytest.approx(3 / 12)
 
 
@@ -159,7 +159,8 @@ def test_measuring_leaves_no_trace_and_gives_documented_finite_keys(kind: str) -
         for name in names
     }
     assert set(scalars) <= known
-    assert {key for key in known if key.count("/") == 2} <= set(scalars)
+    assert {key for key in known if key.startswith("plasticity/")} <= set(scalars)
+    assert all(key.startswith("plasticity_layers/") == (key.count("/") == 3) for key in scalars)
     assert all(math.isfinite(value) for value in scalars.values())
 
 

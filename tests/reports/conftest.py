@@ -15,7 +15,7 @@ FLAGS = [
     *("--algo", "dqn", "--env", "CartPole-v1", "--preset", "quick", "--num-agents", "2"),
     *("--total-steps", "250", "--replay.learning-starts", "50", "--agent.hidden-widths", "16", "16"),
     *("--reset.every", "100", "--eval.every", "50", "--eval.episodes", "1", "--checkpoint.every", "0"),
-    *("--log.every", "25", "--log.metrics-every", "50", "--log.histograms", "true"),
+    *("--log.every", "25", "--log.metrics-every", "50"),
 ]
 RESETS = ("none", "fire", "full")
 
