@@ -31,7 +31,9 @@ def spectra_of(panel: Panel) -> dict[str, dict[str, dict[str, np.ndarray]]]:
 
 
 def _around_first_reset(run: Run) -> dict[str, dict[str, np.ndarray]]:
-    if str(run.config.get("log.histograms", "false")).lower() == "false":  # as in runs before it had a third value
+    if (
+        str(run.config.get("log.histograms", "false")).lower() == "false"
+    ):  # as in runs before it had a third value
         return {}
     step = run.resets[0]["env_step"]
     spectra = {}

@@ -16,8 +16,8 @@ from common.files import sync, to_json
 from configs.schema import Config
 from envs import human_normalized_score, success_score
 from envs.vec import Episode
-from training.evaluation import Evaluation
 from training.dashboard import hyperparameters, reset_text
+from training.evaluation import Evaluation
 from training.folder import HISTORY, HISTORY_OF_TASKS
 from training.logger import Logger, truncate
 from training.mirrors import open_mirror

@@ -25,7 +25,6 @@ from training.due import Clock, Due
 from training.evaluation import Evaluation, EvaluationStopped, Policy, RandomPolicy, evaluate
 from training.record import Record
 
-
 CHEAP_SPECTRA = 1e9  # multiplications of ``spectra``; that many (Nature's network) took 0.9 s on one core
 
 

@@ -1,0 +1,125 @@
+"""What TensorBoard is given, read back by its own readers from small runs."""
+
+import re
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams import metadata
+
+from tests.training.test_train import RESETS, run, run_interrupted
+from training import trainer
+from training.dashboard import CHARTS, SCORES, layout
+from training.summary import reset_records
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run that was interrupted between its resets and went on."""
+    path = tmp_path_factory.mktemp("tensorboard") / "dqn"
+    run_interrupted(path, "dqn", 120)
+    return path
+
+
+@pytest.fixture(scope="module")
+def events(folder):
+    return EventAccumulator(str(folder), size_guidance={"histograms": 0, "tensors": 0, "scalars": 0}).Reload()
+
+
+def test_the_first_screen_has_at_most_twelve_cards_and_layers_are_apart(events):
+    """TensorBoard opens the first two groups by name; SAC's and Atari's further cards are three."""
+    tags = events.Tags()["scalars"] + events.Tags()["histograms"]
+    groups = sorted({tag.split("/")[0] for tag in tags})
+    assert groups[:2] == ["eval", "eval_interval"]
+    assert sum(tag.startswith(("eval/", "eval_interval/")) for tag in tags) <= 12 - 3
+    for tag in events.Tags()["scalars"]:
+        assert (tag.split("/")[0] in ("plasticity_layers", "reset_layers")) == (tag.count("/") == 3), tag
+
+
+def test_the_dashboard_has_a_chart_for_what_is_logged_and_no_empty_one(events):
+    newest = events.Tensors("custom_scalars__config__")[-1]
+    found = Layout.FromString(newest.tensor_proto.string_val[0])
+    assert [category.title for category in found.category] == ["learning", "plasticity", "resets"]
+    scalars = events.Tags()["scalars"]
+    for category in found.category:
+        for chart in category.chart:
+            patterns = list(chart.multiline.tag)
+            for series in chart.margin.series:
+                assert {series.value, series.lower, series.upper} <= set(scalars)
+                patterns.append(re.escape(series.value) + "$")
+            for pattern in patterns:
+                matched = [tag for tag in scalars if re.match(pattern, tag)]
+                assert 1 <= len(matched) <= 6 and not any("layers" in tag for tag in matched), pattern
+    titles = {chart.title for category in found.category for chart in category.chart}
+    assert "critic loss" in titles and "policy: share of equal greedy actions" in titles
+    assert "actor loss" not in titles and "policy: KL of before from after" not in titles
+
+
+def test_every_chart_has_its_place_once_its_keys_are_logged():
+    alternatives = r"\(critic_\)\?|\(before\|after\)|\(value_correlation\|feature_cka\)"
+    keys = {re.sub(alternatives, "", key) for chart in CHARTS for key in chart.keys}
+    keys = {key.replace("[^/]+", "net") for key in keys}
+    keys |= {"reset/net/dfi_scaled_before", "reset/net/feature_cka"}
+    found = layout(keys)
+    assert list(found) == ["learning", "plasticity", "resets", "tasks"]
+    assert sum(map(len, found.values())) == len(CHARTS)
+    assert layout(()) == {}
+
+
+def test_an_interval_is_logged_with_its_three_curves(events, folder):
+    rows = np.genfromtxt(folder / "evaluations.csv", delimiter=",", names=True, dtype=None, encoding="utf-8")
+    rows = [row for row in rows if row["when"] != "random_policy"]
+    columns = {
+        "mean_return": "eval/mean_reward",
+        "low_95": "eval_interval/low_95",
+        "high_95": "eval_interval/high_95",
+    }
+    for column, key in columns.items():
+        logged = [(event.step, event.value) for event in events.Scalars(key)]
+        assert logged == [(row["env_step"], pytest.approx(row[column], rel=1e-6)) for row in rows]
+
+
+def test_the_run_is_a_row_of_the_table_of_hyperparameters(events):
+    content = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    options = metadata.parse_session_start_info_plugin_data(content).hparams
+    assert options["algo"].string_value == "dqn" and options["env.id"].string_value == "CartPole-v1"
+    assert options["agent.hidden_widths"].string_value == "16" and options["reset.every"].number_value == 80
+    assert not [path for path in options if path.startswith(("log.", "eval.", "device"))]
+    content = events.SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content
+    scores = {info.name.tag for info in metadata.parse_experiment_plugin_data(content).metric_infos}
+    assert scores == set(SCORES) <= set(events.Tags()["scalars"])
+
+
+def test_resets_are_marked_in_words(events, folder):
+    marks = events.Tensors("resets/text_summary")
+    assert [mark.step - due in range(3) for mark, due in zip(marks, RESETS, strict=True)] == [True, True]
+    for index, (mark, record) in enumerate(zip(marks, reset_records(folder), strict=True), 1):
+        text = mark.tensor_proto.string_val[0].decode()
+        assert f"**Reset {index}**" in text and "fire (every)" in text
+        for side in ("before", "after"):
+            assert f" {record[side]['mean_return']:.4g} |" in text
+            assert f" {record[side]['plasticity/q/dfi_scaled']:.4g} |" in text
+        assert f"q: greedy_agreement | {record['report']['reset/q/greedy_agreement']:.4g} |" in text
+
+
+def test_spectra_are_seen_right_before_and_after_each_reset(events, folder):
+    steps = [record["env_step"] for record in reset_records(folder)]
+    tags = events.Tags()["histograms"]
+    assert sorted(tags) == ["spectrum/q/hidden1", "spectrum/q/output"]
+    for tag in tags:
+        assert [event.step for event in events.Histograms(tag)] == [step for step in steps for _ in range(2)]
+    before, after = (event.histogram_value for event in events.Histograms("spectrum/q/hidden1")[:2])
+    assert (after.max - after.min) / after.max < 1e-5 < (before.max - before.min) / before.max
+
+
+@pytest.mark.parametrize("limit, flags", [(0.0, ()), (1e9, ("--log.histograms", "false"))])
+def test_spectra_of_large_networks_are_left_out_and_so_are_unwanted_ones(limit, flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "CHEAP_SPECTRA", limit)
+    run(tmp_path, "dqn", *flags, "--total-steps", "100")
+    assert EventAccumulator(str(tmp_path)).Reload().Tags()["histograms"] == []
+
+
+def test_a_resumed_run_takes_another_choice_of_histograms(tmp_path):
+    run(tmp_path, "dqn", "--total-steps", "100", "--log.histograms", "false")
+    assert run(tmp_path, "dqn", "--total-steps", "120").clock.finished
