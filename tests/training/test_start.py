@@ -64,7 +64,8 @@ def test_an_environment_that_does_not_repeat_itself_is_found_at_the_start(env_id
 
 
 @pytest.mark.parametrize("metric", ["plasticity/q/srnk", "plasticity/critic/srank", "plasticity/*/dormant",
-                                    "plasticity_layers/q/dfi/no.such.layer", "reset/q/sfe", "plasticity/q/stable_rank"])  # fmt: skip
+                                    "plasticity_layers/q/dfi/no.such.layer", "reset/q/sfe",
+                                    "plasticity/q/stable_rank"])  # fmt: skip
 def test_a_metric_that_is_not_measured_is_found_at_the_start(metric, tmp_path, capsys):
     argv = [*SMALL["dqn"].split(), "--reset.trigger.metric", metric, "--run-dir", str(tmp_path / "run")]
     assert train.main(argv) == 2
