@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from configs import loader
 from configs.schema import Config
+from configs.values import Value
 
 # Final scores in the table of hyperparameters: TensorBoard shows each run's newest value.
 SCORES = ("eval/mean_reward", "rollout/ep_rew_mean")
@@ -89,14 +90,18 @@ def layout(logged: Collection[str]) -> dict[str, dict[str, list[Any]]]:
 def hyperparameters(config: Config) -> dict[str, str | float]:
     """Return the options that change what is learned, as numbers and words."""
     columns: dict[str, str | float] = {}
+    left_out = _NO_COLUMNS if config.env.change.period else (*_NO_COLUMNS, "env.change")
     for path, value in loader.flatten_config(config).items():
-        if any(path == prefix or path.startswith(prefix + ".") for prefix in _NO_COLUMNS):
+        if any(path == prefix or path.startswith(prefix + ".") for prefix in left_out):
             continue
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            columns[path] = value
-        else:
-            columns[path] = " ".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
+        columns[path] = value if isinstance(value, int | float) and not isinstance(value, bool) else _word(value)
     return columns
+
+
+def _word(value: Value) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value)) or "none"
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
 def reset_text(env_step: int, index: int, record: Mapping[str, Any]) -> str:
