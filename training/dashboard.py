@@ -94,7 +94,9 @@ def hyperparameters(config: Config) -> dict[str, str | float]:
     for path, value in loader.flatten_config(config).items():
         if any(path == prefix or path.startswith(prefix + ".") for prefix in left_out):
             continue
-        columns[path] = value if isinstance(value, int | float) and not isinstance(value, bool) else _word(value)
+        columns[path] = (
+            value if isinstance(value, int | float) and not isinstance(value, bool) else _word(value)
+        )
     return columns
 
 
