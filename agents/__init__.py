@@ -7,12 +7,14 @@ from agents.make import AGENTS, make_agent, make_replay, pick_device
 from agents.replay import Batch, Replay, ReplayBuffer, RunReplay
 from agents.sac import SAC
 from agents.td3 import TD3
+from agents.xqc import XQC
 
 __all__ = [
     "AGENTS",
     "DQN",
     "SAC",
     "TD3",
+    "XQC",
     "Agent",
     "Batch",
     "FrameReplay",

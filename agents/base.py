@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from agents.graphs import Capture, HostCall, StaticInputs
 from agents.networks import ObservationNormalizer, build_seeded
+from agents.normalized import RewardNormalizer
 from agents.numerics import Numerics
 from agents.replay import Batch
 from common.seeding import torch_generator
@@ -42,6 +43,13 @@ class Step(Protocol):
     def hard_update(self, target: str, source: str) -> None:
         """``target = source`` for all parameters and buffers of two modules."""
 
+    def write(self, module: str, values: Callable[..., dict[str, Tensor]], *args: Any) -> None:
+        """Give parameters and buffers of a module the values that ``values(*args)`` returns by name, in place.
+
+        ``values`` is a function as a loss is, without gradient. It serves what an update changes by a rule of its
+        own: running statistics, weights that a constraint pulls back.
+        """
+
 
 class Agent(ABC):
     """A learner without logger, buffer or environment inside.
@@ -64,6 +72,7 @@ class Agent(ABC):
         gamma: discount factor per transition.
         update_step: updates made.
         normalizer: layer of the networks that keeps statistics of their inputs, if there is one.
+        reward_normalizer: scales rewards in the losses by statistics of the returns, if there is one.
         obs_dtype: of observations as the networks read them.
     """
 
@@ -75,6 +84,7 @@ class Agent(ABC):
     gamma: float
     regularizers: nn.ModuleDict
     normalizer: ObservationNormalizer | None = None
+    reward_normalizer: RewardNormalizer | None = None
     obs_dtype: type[np.generic] = np.float32
 
     def __init__(
@@ -128,6 +138,11 @@ class Agent(ABC):
         """Take note of the observations ``(N, ...)`` about to be acted on (input statistics), in training only."""
         if self.normalizer is not None:
             self.normalizer.update(self.upload(np.asarray(obs, np.float32)))
+
+    def observe_rewards(self, rewards: np.ndarray, ended: np.ndarray) -> None:
+        """Take note of the rewards ``(N,)`` of a training step and of which episodes ended there, in either way."""
+        if self.reward_normalizer is not None:
+            self.reward_normalizer.update(self.upload(np.stack([rewards, ended], -2).astype(np.float32)))
 
     def upload(self, array: np.ndarray) -> Tensor:
         """``array`` on the device, by a copy for which nobody waits; the next call with its shape overwrites it."""
@@ -338,6 +353,13 @@ class Descent:
         )
         with torch.no_grad():
             torch._foreach_copy_(theirs, ours)
+
+    @torch.no_grad()
+    def write(self, module: str, values: Callable[..., dict[str, Tensor]], *args: Any) -> None:
+        owner: nn.Module = getattr(self._agent, module)
+        tensors = dict(owner.named_parameters()) | dict(owner.named_buffers())
+        found = values(*args)
+        torch._foreach_copy_([tensors[name] for name in found], list(found.values()))
 
 
 def discount_from_horizon(max_episode_steps: int | None) -> float:

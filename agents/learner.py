@@ -63,6 +63,14 @@ class Agents:
             else:
                 stacked.observe(obs[runs])
 
+    def observe_rewards(self, rewards: np.ndarray, ended: np.ndarray) -> None:
+        """Take note of the rewards ``(K, N)`` of a training step and of which episodes ended there."""
+        for runs, stacked in self._groups:
+            if stacked is None:
+                self.agents[runs[0]].observe_rewards(rewards[runs[0]], ended[runs[0]])
+            else:
+                stacked.observe_rewards(rewards[runs], ended[runs])
+
     def act(self, obs: np.ndarray, env_step: int) -> np.ndarray:
         """Exploring actions ``(K, N, ...)`` for ``obs (K, N, ...)``, each agent's drawn from its own stream."""
         self.restack()

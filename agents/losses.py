@@ -74,3 +74,41 @@ def dqn_loss(q: Tensor, action: Tensor, td_target: Tensor) -> Tensor:
     """Mean Huber loss with threshold 1 on the taken actions: ``q (B, num_actions)``, ``action (B,)`` int64."""
     taken = q.gather(1, action.unsqueeze(1)).squeeze(1)
     return F.smooth_l1_loss(taken, td_target)
+
+
+def categorical_td_target(
+    atoms: Tensor,
+    reward: Tensor,
+    discount: Tensor,
+    next_log_probs: Tensor,
+    next_log_prob: Tensor,
+    alpha: Tensor,
+) -> Tensor:
+    """Distribution of the soft target on ``atoms`` (Bellemare et al. 2017, arXiv 1707.06887, equation 7).
+
+    The next state's distribution is that of the critic with the smaller mean (XQC, arXiv 2509.25174, released code).
+    Each of its atoms moves to ``r + discount (z - alpha log pi)``, is clipped to the range of the atoms, and gives its
+    mass to its two neighbours, to the nearer one more.
+
+    Args:
+        atoms: ``(M,)`` values at equal distances, rising.
+        reward, discount, next_log_prob: ``(B,)``, the last one of the action that the policy takes next.
+        next_log_probs: ``(E, B, M)`` logarithms of the target network's probabilities of the atoms.
+        alpha: temperature, scalar.
+
+    Returns:
+        ``(B, M)`` probabilities without gradient.
+    """
+    probs = next_log_probs.exp()
+    smaller = (probs * atoms).sum(-1).argmin(0)
+    probs = probs.gather(0, smaller[None, :, None].expand(1, -1, len(atoms))).squeeze(0)
+    moved = reward.unsqueeze(1) + discount.unsqueeze(1) * (atoms - alpha * next_log_prob.unsqueeze(1))
+    moved = moved.clamp(atoms[0], atoms[-1])
+    # Sums of dense shares instead of additions at indices, whose order on a GPU differs from run to run.
+    distance = (moved.unsqueeze(2) - atoms).abs() / (atoms[1] - atoms[0])
+    return ((1.0 - distance).clamp(min=0.0) * probs.unsqueeze(2)).sum(1).detach()
+
+
+def categorical_critic_loss(log_probs: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy summed over critics: ``log_probs (E, B, M)``, ``target (B, M)`` probabilities."""
+    return -(target * log_probs).sum(-1).mean(1).sum()

@@ -15,9 +15,10 @@ from agents.numerics import Numerics, set_products
 from agents.replay import Replay, ReplayBuffer
 from agents.sac import SAC
 from agents.td3 import TD3
+from agents.xqc import XQC
 from common.memory import available_memory
 from configs.errors import ConfigError
-from configs.schema import Config, DQNConfig, SACConfig, TD3Config
+from configs.schema import Config, DQNConfig, SACConfig, TD3Config, XQCConfig
 
 LARGE_BUFFER = 10**9  # bytes from which a replay buffer's size is announced
 CUDA_RESERVE = 2 << 30  # bytes that networks, graphs and the libraries' workspaces may take on a GPU
@@ -36,6 +37,7 @@ AGENTS = {
     "sac": Algorithm(SAC, SACConfig, spaces.Box, frames=False),
     "dqn": Algorithm(DQN, DQNConfig, spaces.Discrete, frames=True),
     "td3": Algorithm(TD3, TD3Config, spaces.Box, frames=False),
+    "xqc": Algorithm(XQC, XQCConfig, spaces.Box, frames=False),
 }
 
 

@@ -90,11 +90,11 @@ class _BatchedLinear(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
@@ -111,18 +111,19 @@ class _BatchedLinear(torch.autograd.Function):
 class EnsembleLinear(nn.Module):
     """``E`` independent linear layers in one batched product: ``(E, B, in_features) -> (E, B, out_features)``."""
 
-    def __init__(self, ensemble_size: int, in_features: int, out_features: int) -> None:
+    def __init__(self, ensemble_size: int, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
         self.weight = nn.Parameter(torch.empty(ensemble_size, out_features, in_features))
-        self.bias = nn.Parameter(torch.zeros(ensemble_size, out_features))
+        self.bias = nn.Parameter(torch.zeros(ensemble_size, out_features)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        tensors: tuple[Tensor, ...] = (x, self.weight, self.bias)
+        tensors: tuple[Tensor | None, ...] = (x, self.weight, self.bias)
         if torch.is_autocast_enabled(x.device.type):
             # Here and not inside, so that the backward pass, which no autocast covers, meets equal types.
-            tensors = tuple(t.to(torch.get_autocast_dtype(x.device.type)) for t in tensors)
+            low = torch.get_autocast_dtype(x.device.type)
+            tensors = tuple(t if t is None else t.to(low) for t in tensors)
         return _BatchedLinear.apply(*tensors)
 
 

@@ -20,7 +20,7 @@ from agents.graphs import Capture
 from agents.networks import ObservationNormalizer, SimbaActor, SimbaCritic
 from agents.numerics import FLOAT32, Numerics
 from agents.replay import Batch
-from configs.schema import Config, SACConfig
+from configs.schema import Config, SACConfig, XQCConfig
 from fire.network.slot import NetworkSlot
 
 
@@ -73,13 +73,16 @@ class SAC(Agent):
             return SimbaCritic(self.normalizer, obs_dim, action_dim, *sizes)
 
         super().__init__(seed, device, {"actor": build_actor, "critic": build_critic}, capture)
+        self._assemble(config, config.weight_decay, numerics)
+
+    def _assemble(self, config: SACConfig | XQCConfig, weight_decay: float, numerics: Numerics) -> None:
+        """Draw the networks, and make what trains them."""
         self.actor = self._initial("actor")
         self.critic = self._initial("critic")
         # The target shares the normaliser: it must see inputs under the current statistics, never under old ones.
-        self.target_critic = copy.deepcopy(
-            self.critic, {id(self.normalizer): self.normalizer}
-        ).requires_grad_(False)
-        self.temperature = Temperature(config.init_temperature).to(device)
+        shared = {} if self.normalizer is None else {id(self.normalizer): self.normalizer}
+        self.target_critic = copy.deepcopy(self.critic, shared).requires_grad_(False)
+        self.temperature = Temperature(config.init_temperature).to(self.device)
 
         optimizer = partial(
             torch.optim.AdamW,
@@ -87,13 +90,13 @@ class SAC(Agent):
             betas=(0.9, 0.999),
             eps=1e-8,
             fused=True,
-            capturable=device.type == "cuda",
+            capturable=self.device.type == "cuda",
         )
-        self.actor_optimizer = optimizer(self.actor.parameters(), weight_decay=config.weight_decay)
-        self.critic_optimizer = optimizer(self.critic.parameters(), weight_decay=config.weight_decay)
+        self.actor_optimizer = optimizer(self.actor.parameters(), weight_decay=weight_decay)
+        self.critic_optimizer = optimizer(self.critic.parameters(), weight_decay=weight_decay)
         self.alpha_optimizer = optimizer(self.temperature.parameters(), weight_decay=0.0)
         self.regularizers = self._make_regularizers(config.l2_init, config.parseval)
-        prepare = partial(numerics.prepare, device=device)
+        prepare = partial(numerics.prepare, device=self.device)
         self.actor_loss, self.critic_loss = prepare(self._actor_loss), prepare(self._critic_loss)
 
     @classmethod

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,9 +23,10 @@ from torch.utils import _pytree as pytree
 
 from agents.base import Agent, Loss
 from agents.graphs import HostCall
-from agents.networks import ObservationNormalizer
 from agents.replay import Batch
 from agents.tracing import Function, trace
+
+Statistics = TypeVar("Statistics", bound=nn.Module)
 
 
 class Stack:
@@ -57,12 +58,15 @@ class Stack:
         }
         self._normalizer = first.normalizer
         if first.normalizer is not None and not self._alone:
-            self._normalizer = self._stacked_normalizer(first.normalizer)
-        self._pairs: dict[tuple[str, str], tuple[list[Tensor], list[Tensor]]] = {}
+            self._normalizer = self._stacked_buffers(first.normalizer)
+        self._reward_normalizer = first.reward_normalizer
+        if first.reward_normalizer is not None and not self._alone:
+            self._reward_normalizer = self._stacked_buffers(first.reward_normalizer)
+        self._pairs: dict[tuple[str, str, bool], tuple[list[Tensor], list[Tensor]]] = {}
         self._traced: dict[Hashable, tuple[Function, list[pytree.TreeSpec]]] = {}
         self._recorded: HostCall | None = None
 
-    def _stacked_normalizer(self, one: ObservationNormalizer) -> ObservationNormalizer:
+    def _stacked_buffers(self, one: Statistics) -> Statistics:
         """The agents' normalisers as one, whose statistics have a leading K."""
         names = {buffer: name for name, buffer in self._bundle.named_buffers()}
         stacked = copy.copy(one)
@@ -73,6 +77,11 @@ class Stack:
         if self._normalizer is not None:
             obs = obs[0] if self._alone else obs
             self._normalizer.update(self._first.upload(np.asarray(obs, np.float32)))
+
+    def observe_rewards(self, rewards: np.ndarray, ended: np.ndarray) -> None:
+        if self._reward_normalizer is not None:
+            both = np.stack([rewards, ended], -2).astype(np.float32)
+            self._reward_normalizer.update(self._first.upload(both[0] if self._alone else both))
 
     def start_act(self, obs: np.ndarray, env_step: int) -> Tensor:
         first = self._first
@@ -108,19 +117,27 @@ class Stack:
 
     def soft_update(self, target: str, source: str, tau: float) -> None:
         with torch.no_grad():
-            torch._foreach_lerp_(*self._pair(target, source), tau)
+            torch._foreach_lerp_(*self._pair(target, source, False), tau)
 
     def hard_update(self, target: str, source: str) -> None:
         with torch.no_grad():
-            torch._foreach_copy_(*self._pair(target, source))
+            torch._foreach_copy_(*self._pair(target, source, True))
 
-    def _pair(self, target: str, source: str) -> tuple[list[Tensor], list[Tensor]]:
+    @torch.no_grad()
+    def write(self, module: str, values: Callable[..., dict[str, Tensor]], *args: Any) -> None:
+        found: dict[str, Tensor] = self._run(values, None, *args)
+        ours = [self._tensors[f"{module}.{name}"] for name in found]
+        torch._foreach_copy_(ours, list(found.values()))
+
+    def _pair(self, target: str, source: str, buffers: bool) -> tuple[list[Tensor], list[Tensor]]:
         """The stacked tensors of two modules, in the same order; one that both share is left out."""
-        if (target, source) not in self._pairs:
-            names = [n.removeprefix(f"{target}.") for n in self._tensors if n.startswith(f"{target}.")]
+        key = (target, source, buffers)
+        if key not in self._pairs:
+            of_target = dict(self._bundle.named_parameters()) if not buffers else self._tensors
+            names = [n.removeprefix(f"{target}.") for n in of_target if n.startswith(f"{target}.")]
             theirs, ours = ([self._tensors[f"{module}.{n}"] for n in names] for module in (target, source))
-            self._pairs[target, source] = theirs, ours
-        return self._pairs[target, source]
+            self._pairs[key] = theirs, ours
+        return self._pairs[key]
 
     def _names(self, module: str) -> list[str]:
         """Names of the module's learning parameters."""

@@ -266,8 +266,46 @@ class TD3Config:
     parseval: float = option(0.0, "strength of the Parseval term added to every loss", minimum=0)
 
 
-AgentConfig = SACConfig | DQNConfig | TD3Config
-AGENT_CONFIGS: dict[str, type[AgentConfig]] = {"sac": SACConfig, "dqn": DQNConfig, "td3": TD3Config}
+@dataclass(frozen=True)
+class XQCConfig:
+    """XQC: SAC with well-conditioned critics; defaults are those of arXiv 2509.25174 and its released code."""
+
+    actor_widths: tuple[int, ...] = option((256, 256, 256, 256), "hidden layers of the actor", minimum=1)
+    critic_widths: tuple[int, ...] = option((512, 512, 512, 512), "hidden layers of each critic", minimum=1)
+    num_critics: int = option(2, "critics, of which targets take the one with the smaller value", minimum=1)
+    num_atoms: int = option(101, "values over which each critic's distribution is spread evenly", minimum=2)
+    value_limit: float = option(
+        5.0, "largest size of these values, in standard deviations of the discounted return", minimum=1e-6
+    )
+    learning_rate: float = option(3e-4, "Adam step size of actor, critics and temperature", minimum=0)
+    gamma: float | None = option(
+        None,
+        "discount per env step; null: 1 - 5/L in [0.95, 0.995], L the episode limit",
+        minimum=0,
+        maximum=1,
+    )
+    policy_period: int = option(
+        3,
+        "actor and temperature change in the first of every so many updates only",
+        "updates",
+        minimum=1,
+    )
+    target_tau: float = option(
+        0.005, "share of the online critics mixed into their target at every update", minimum=0, maximum=1
+    )
+    init_temperature: float = option(0.01, "entropy coefficient at the start", minimum=1e-12)
+    target_entropy_per_action: float = option(-0.5, "target entropy per action dimension", "nats")
+    l2_init: float = option(0.0, "strength of the L2 Init term added to every loss", minimum=0)
+    parseval: float = option(0.0, "strength of the Parseval term added to every loss", minimum=0)
+
+
+AgentConfig = SACConfig | DQNConfig | TD3Config | XQCConfig
+AGENT_CONFIGS: dict[str, type[AgentConfig]] = {
+    "sac": SACConfig,
+    "dqn": DQNConfig,
+    "td3": TD3Config,
+    "xqc": XQCConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -283,10 +321,12 @@ class ResetConfig:
     )
     warmup: int = option(0, "no reset before this", "env steps", minimum=0)
     until: int | None = option(None, "no periodic reset after this; null: to the end", "env steps", minimum=0)
-    networks: tuple[str, ...] = option((), "networks to reset (sac, td3: actor, critic; dqn: q); empty: all")
+    networks: tuple[str, ...] = option(
+        (), "networks to reset (sac, td3, xqc: actor, critic; dqn: q); empty: all"
+    )
     temperature: str = option(
         "keep",
-        "SAC's entropy coefficient at a reset: keep, or reset to init_temperature",
+        "entropy coefficient of SAC and XQC at a reset: keep, or reset to init_temperature",
         choices=("keep", "reset"),
     )
     normalizer: str = option(

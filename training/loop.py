@@ -112,6 +112,8 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
             # Store
             ends = reached.terminated, reached.truncated
             replay.add(obs, action, reached.reward, *ends, reached.next_obs)
+            ended = reached.terminated | reached.truncated
+            agents.observe_rewards(*(x.reshape(len(configs), env.num_envs) for x in (reached.reward, ended)))
             obs = reached.obs
             clock.advance(env.num_envs)
             for episode in reached.episodes:
