@@ -89,7 +89,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("var", torch.ones(shape))
 
     def forward(self, x: Tensor, statistics: list[Tensor] | None = None) -> Tensor:
-        x = x.float()  # under autocast too: a variance of bfloat16 numbers is none
+        x = x.to(self.weight.dtype)  # under autocast too: a variance of bfloat16 numbers is none
         mean, var = self.mean, self.var
         if statistics is not None:
             var, mean = torch.var_mean(x, -2, correction=0)

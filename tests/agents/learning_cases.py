@@ -11,7 +11,8 @@ from agents.numerics import FLOAT32
 from agents.replay import ReplayBuffer
 from agents.sac import SAC
 from agents.td3 import TD3
-from configs.schema import DQNConfig, SACConfig, TD3Config
+from agents.xqc import XQC
+from configs.schema import DQNConfig, SACConfig, TD3Config, XQCConfig
 from tests.pretend_cuda import repeat
 
 OBS, ACTION, BATCH, ENVS = 5, 3, 8, 2
@@ -37,6 +38,9 @@ class Case:
         if self.algo == "sac":
             config = SACConfig(actor_width=8, critic_width=8, critic_blocks=1, learning_rate=3e-3)
             return SAC(config, OBS, ACTION, 500, seed, device, numerics, capture)
+        if self.algo == "xqc":
+            config = XQCConfig(actor_widths=(8,), critic_widths=(8,), num_atoms=11, learning_rate=3e-3)
+            return XQC(config, OBS, ACTION, 500, ENVS, seed, device, numerics, capture)
         if self.algo == "td3":
             config = TD3Config(hidden_widths=(16, 8))
             return TD3(config, OBS, ACTION, seed, device, numerics, capture)
@@ -70,6 +74,7 @@ class Case:
         actions = self.stack.act(obs, 50)
         reward = self._rng.normal(size=count * ENVS).astype(np.float32)
         ended, truncated = np.tile(self._ended, count), np.zeros(count * ENVS, bool)
+        self.stack.observe_rewards(reward.reshape(count, ENVS), ended.reshape(count, ENVS))
         row = (np.concatenate(obs), np.concatenate(actions), reward, ended, truncated)
         self.replay.add(*row, np.concatenate([following] * count))
         self._obs = following

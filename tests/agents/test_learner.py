@@ -54,7 +54,7 @@ def compare(one, other, resets=lambda case, step, batches: None, steps=8):
 CASES = [("dqn", *reset) for reset in RESETS]
 CASES += [
     (algo, name, {})
-    for algo in ("sac", "td3")
+    for algo in ("sac", "td3", "xqc")
     for name in ("full", "fire", "redo", "plasticity_injection", "cbp")
 ]
 

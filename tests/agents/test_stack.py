@@ -13,7 +13,7 @@ from agents.learner import Agents, run_losses
 from agents.make import AGENTS
 from agents.replay import Batch
 from agents.tracing import trace
-from configs.schema import DQNConfig, SACConfig, TD3Config
+from configs.schema import DQNConfig, SACConfig, TD3Config, XQCConfig
 from fire.options import OPTIONS
 from fire.resets.registry import REGISTRY, reset_networks
 
@@ -22,14 +22,20 @@ CPU = torch.device("cpu")
 SAC_CONFIG = SACConfig(actor_width=8, critic_width=12, critic_blocks=1, learning_rate=3e-3)
 DQN_CONFIG = DQNConfig(hidden_widths=(16, 8), learning_rate=1e-3, target_update_period=3)
 TD3_CONFIG = TD3Config(hidden_widths=(16, 8))
-CONFIGS = {"sac": SAC_CONFIG, "dqn": DQN_CONFIG, "td3": TD3_CONFIG}
+XQC_CONFIG = XQCConfig(actor_widths=(16, 8), critic_widths=(16, 8), num_atoms=11)
+CONFIGS = {"sac": SAC_CONFIG, "dqn": DQN_CONFIG, "td3": TD3_CONFIG, "xqc": XQC_CONFIG}
+SIZES = {
+    "sac": (OBS, ACTION, 500),
+    "dqn": ((OBS,), ACTION, 0, 100),
+    "td3": (OBS, ACTION),
+    "xqc": (OBS, ACTION, 500, 7),
+}
 ALGOS = tuple(AGENTS)
 
 
 def agent(algo, seed, **options):
     config = dataclasses.replace(CONFIGS[algo], **options)
-    sizes = {"sac": (OBS, ACTION, 500), "dqn": ((OBS,), ACTION, 0, 100), "td3": (OBS, ACTION)}[algo]
-    made = AGENTS[algo].agent(config, *sizes, seed, CPU)
+    made = AGENTS[algo].agent(config, *SIZES[algo], seed, CPU)
     made.observe(np.random.default_rng(seed).normal(size=(40, OBS)).astype(np.float32))
     return made
 
@@ -180,10 +186,15 @@ def test_acting_and_observing_at_once_equal_each_agents_own(algo):
     stack, rng = Agents(stacked), np.random.default_rng(0)
     for step in range(4):
         obs = rng.normal(size=(3, 7, OBS)).astype(np.float32)
+        reward, ended = obs[..., 0], obs[..., 1] > 0
         stack.observe(obs)
+        stack.observe_rewards(reward, ended)
         actions = stack.act(obs, 5 * step)
         for k, one in enumerate(singles):
             one.observe(obs[k])
+            one.observe_rewards(reward[k], ended[k])
+            if one.reward_normalizer is not None:
+                assert_close(one.reward_normalizer.state_dict(), stacked[k].reward_normalizer.state_dict())
             expected = one.act(obs[k], 5 * step)
             assert actions.dtype == expected.dtype
             np.testing.assert_allclose(actions[k], expected, rtol=1e-5, atol=1e-6)

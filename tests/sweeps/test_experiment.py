@@ -122,7 +122,7 @@ def test_a_branch_from_the_end_needs_no_checkpoint_on_the_way(tmp_path):
             r"cell agent.learning_rat=1: .*did you mean --agent.learning-rate\?",
         ),
         ("grid: {agent.learning_rate: [-1]}", "cell agent.learning_rate=-1: .*at least 0"),
-        ("grid: {algo: [dqn, dqm]}", "cell algo=dqm: .*dqm.*valid: dqn, sac, td3"),
+        ("grid: {algo: [dqn, dqm]}", "cell algo=dqm: .*dqm.*valid: dqn, sac, td3, xqc"),
         ("grid: {reset: []}", "reset has no values, so there are no runs"),
         ("grid: {reset: fire}", "reset must be a list of values, got 'fire'"),
         ("grid: {reset: [fire, fire]}", "reset has the value fire twice"),

@@ -30,6 +30,7 @@ SMALL = {
     "sac": COMMON + "--algo sac --env h1-walk --agent.actor-width 8 --agent.critic-width 8",
     "dqn": COMMON
     + "--algo dqn --env CartPole-v1 --agent.hidden-widths 16 --env.num-envs 3 --eval.episodes 2",
+    "xqc": COMMON + "--algo xqc --env Pendulum-v1 --agent.actor-widths 16 --agent.critic-widths 16",
     "td3": COMMON + "--algo td3 --env Pendulum-v1 --agent.hidden-widths 16",
 }
 RESETS = [80, 160]
