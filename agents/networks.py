@@ -116,7 +116,10 @@ class EnsembleLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.weight = nn.Parameter(torch.empty(ensemble_size, out_features, in_features))
-        self.bias = nn.Parameter(torch.zeros(ensemble_size, out_features)) if bias else None
+        self.bias: nn.Parameter  # None without one, as in nn.Linear
+        self.register_parameter(
+            "bias", nn.Parameter(torch.zeros(ensemble_size, out_features)) if bias else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         tensors: tuple[Tensor | None, ...] = (x, self.weight, self.bias)

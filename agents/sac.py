@@ -37,7 +37,7 @@ class SAC(Agent):
         capture: records acting as a CUDA graph; None: no graph.
     """
 
-    modules: ClassVar = ("actor", "critic", "target_critic", "temperature", "regularizers")
+    modules: ClassVar[tuple[str, ...]] = ("actor", "critic", "target_critic", "temperature", "regularizers")
     optimizers: ClassVar = {
         "actor_optimizer": "actor",
         "critic_optimizer": "critic",
@@ -45,7 +45,7 @@ class SAC(Agent):
     }
     policy: ClassVar = "actor"
     streams: ClassVar = {"explore": "explore", "noise": "update"}
-    resettable: ClassVar = ("temperature", "normalizer")
+    resettable: ClassVar[tuple[str, ...]] = ("temperature", "normalizer")
     normalizer: ObservationNormalizer
 
     def __init__(
@@ -102,7 +102,7 @@ class SAC(Agent):
     @classmethod
     def sizes(
         cls, config: Config, obs_space: spaces.Box, action_space: Any, max_steps: int | None
-    ) -> tuple[int, int, int | None]:
+    ) -> tuple[Any, ...]:
         return (*obs_space.shape, *action_space.shape, max_steps)
 
     # Acting
@@ -153,7 +153,7 @@ class SAC(Agent):
     def temperature_loss(self, entropy: Tensor) -> tuple[Tensor]:
         return (losses.temperature_loss(self.temperature.log_alpha, entropy, self.target_entropy),)
 
-    def _critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, ...]:
         """Loss, mean Q-value and temperature."""
         with torch.no_grad():
             mean, log_std = self.actor(batch.next_obs)

@@ -7,12 +7,13 @@ actor and temperature.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents import losses
 from agents.base import Agent, Step, discount_from_horizon, probe_noise
@@ -39,11 +40,14 @@ class XQC(SAC):
         seed, device, numerics, capture: as for ``SAC``.
     """
 
-    modules: ClassVar = (*SAC.modules, "reward_normalizer")
-    resettable: ClassVar = ("temperature",)
+    modules: ClassVar[tuple[str, ...]] = (*SAC.modules, "reward_normalizer")
+    resettable: ClassVar[tuple[str, ...]] = ("temperature",)
     config: XQCConfig  # type: ignore[assignment]
     normalizer = None  # type: ignore[assignment]  # the first batch norm does its work
     reward_normalizer: RewardNormalizer
+    actor: XQCActor
+    critic: XQCCritic
+    target_critic: XQCCritic
 
     def __init__(
         self,
@@ -63,7 +67,7 @@ class XQC(SAC):
         self.target_entropy = config.target_entropy_per_action * action_dim
         self.reward_normalizer = RewardNormalizer(num_envs, self.gamma).to(device)
         sizes = (config.critic_widths, config.num_critics, config.num_atoms, config.value_limit)
-        builders = {
+        builders: dict[str, Callable[[], nn.Module]] = {
             "actor": partial(XQCActor, obs_dim, action_dim, config.actor_widths),
             "critic": partial(XQCCritic, obs_dim, action_dim, *sizes),
         }
@@ -73,7 +77,7 @@ class XQC(SAC):
     @classmethod
     def sizes(
         cls, config: Config, obs_space: spaces.Box, action_space: Any, max_steps: int | None
-    ) -> tuple[int, int, int | None, int]:  # type: ignore[override]
+    ) -> tuple[Any, ...]:
         return (*obs_space.shape, *action_space.shape, max_steps, config.env.num_envs)
 
     # Learning
@@ -130,7 +134,8 @@ class XQC(SAC):
         self, obs: Tensor, noise: Tensor, statistics: list[Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Actions ``(B, A)`` and their log-probabilities ``(B,)``."""
-        return losses.tanh_gaussian_sample(*self.actor(obs, statistics), noise)
+        mean, log_std = self.actor(obs, statistics)
+        return losses.tanh_gaussian_sample(mean, log_std, noise)
 
     def _q(self, obs: Tensor, action: Tensor, statistics: list[Tensor] | None = None) -> Tensor:
         """Q-values ``(E, B)``."""
