@@ -40,7 +40,7 @@ def command(*argv, cwd=ROOT):
         ("--env Pendulum-v1 --reset.networks q", "sac has no network 'q'; valid: actor, critic"),
         ("--algo dqn --env CartPole-v1 --reset.temperature reset", "dqn has no temperature; valid: keep"),
         ("--algo dqn --env CartPole-v1 --reset.normalizer reset", "dqn has no normalizer; valid: keep"),
-        ("--reset fire --reset.source rewind", "reset.source"),
+        ("--reset none --reset.source rewind", "reset.source"),
         ("--env Pendulum-v1 --seed -1", "seed must be at least 0"),
         ("--env Pendulum-v1 --replay.n-step 0", "n_step must be at least 1"),
         (

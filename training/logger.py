@@ -68,8 +68,10 @@ class Logger:
 
     def hyperparameters(self, values: Mapping[str, str | float]) -> None:
         """Make the run a row of TensorBoard's table, with its newest scores; SummaryWriter's own way is a run more."""
+        writer = self._tensorboard.file_writer
+        assert writer is not None  # until it is closed
         for summary in hparams(dict(values), dict.fromkeys(SCORES, 0.0)):
-            self._tensorboard.file_writer.add_summary(summary)
+            writer.add_summary(summary)
 
     def flush(self) -> None:
         self._tensorboard.flush()
