@@ -1,5 +1,6 @@
 """benchmarks/soak.py: it sees what grows, and what a process holds."""
 
+import mmap
 import os
 import threading
 from pathlib import Path
@@ -46,7 +47,8 @@ def test_a_sample_counts_what_is_open():
     thread = threading.Thread(target=ended.wait)
     thread.start()
     opened = os.open(Path(__file__), os.O_RDONLY)
-    held = bytearray(b"x" * 50_000_000)
+    held = mmap.mmap(-1, 50_000_000)  # new pages, whatever memory the process keeps
+    held.write(b"x" * len(held))
     after = sample(1)
     os.close(opened)
     ended.set()

@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 
+from agents.learner import Agents
 from configs import loader
 from tests.training.test_train import (
     SMALL,
@@ -75,18 +76,11 @@ def test_the_thread_shares_no_state_with_the_updates(algo, early, tmp_path, monk
 @pytest.mark.parametrize("lag", [0, 1])
 def test_actions_are_chosen_one_block_of_updates_earlier_and_no_update_is_lost(lag, tmp_path, monkeypatch):
     seen, threads = {}, set()
-    act, step = loop.make_agent, loop.make_training_env
+    act, step = Agents.act, loop.make_training_env
 
-    def watched_agent(*args):
-        agent = act(*args)
-        chosen = agent.act
-
-        def note(obs, env_step):
-            seen[env_step] = agent.update_step
-            return chosen(obs, env_step)
-
-        agent.act = note
-        return agent
+    def note(self, obs, env_step):
+        seen[env_step] = self.agents[0].update_step
+        return act(self, obs, env_step)
 
     def watched_env(*args):
         env = step(*args)
@@ -94,7 +88,7 @@ def test_actions_are_chosen_one_block_of_updates_earlier_and_no_update_is_lost(l
         env.step = lambda actions: (threads.add(threading.current_thread().name), take(actions))[1]
         return env
 
-    monkeypatch.setattr(loop, "make_agent", watched_agent)
+    monkeypatch.setattr(Agents, "act", note)
     monkeypatch.setattr(loop, "make_training_env", watched_env)
     argv = [*SMALL["dqn"].split(), "--total-steps", "90", "--act-lag", str(lag), "--reset", "none",
             "--replay.replay-ratio", "2", "--eval.every", "0"]  # fmt: skip
