@@ -53,7 +53,9 @@ def compare(one, other, resets=lambda case, step, batches: None, steps=8):
 
 CASES = [("dqn", *reset) for reset in RESETS]
 CASES += [
-    (algo, name, {})
+    pytest.param(
+        algo, name, {}, marks=[pytest.mark.slow] if algo != "sac" and name in ("full", "redo") else []
+    )
     for algo in ("sac", "td3", "xqc")
     for name in ("full", "fire", "redo", "plasticity_injection", "cbp")
 ]

@@ -73,7 +73,20 @@ def assert_close(one, other, where=""):
 
 RESETS = [(name, {}) for name in REGISTRY]
 RESETS += [("full", {"optimizer": "rebuild"}), ("fire", {"optimizer": "keep", "target": "keep"})]
-CASES = [(algo, {}, *reset) for algo in ALGOS for reset in RESETS]
+OF_EVERY_KIND = (
+    "none",
+    "fire",
+    "plasticity_injection",
+    "cbp",
+)  # the other resets of all algorithms but one are slow
+CASES = [
+    pytest.param(
+        *(algo, {}, name, options),
+        marks=[pytest.mark.slow] if algo != "dqn" and (name not in OF_EVERY_KIND or options) else [],
+    )
+    for algo in ALGOS
+    for name, options in RESETS
+]
 CASES += [("dqn", {"layer_norm": True}, name, {}) for name in ("fire", "full", "redo", "cbp")]
 
 
