@@ -128,8 +128,8 @@ class Due:
         """Whether something that is due at this step has been put off."""
         step, finished = self._clock.env_step, self._clock.finished
         # A reset at the very end waits for the run to be made longer.
-        waiting = () if finished else (self._reset_every, self._reset_at)
-        schedules = (self._log, self._metrics, *waiting, self._evaluation, *self._checkpoints)
+        waiting = () if finished else (self._reset_every, self._reset_at, self._reset_on_change)
+        schedules = (self._log, self._metrics, *waiting, self._evaluation, self._change, *self._checkpoints)
         unasked = any(each.next_step <= step for each in schedules)
         triggered = self._trigger_reason is not None and not finished
         return unasked or triggered or (finished and self._evaluated_at != step)

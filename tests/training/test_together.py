@@ -40,7 +40,7 @@ def test_each_run_equals_its_single_run(pair, tmp_path):
         assert one["agent"]["update_step"] == other["agent"]["update_step"] > 0
         for name in ("actor", "critic", "q"):
             for key, value in other["agent"].get(name, {}).items():
-                assert (one["agent"][name][key] - value).norm() <= 1e-3 * value.norm(), f"{name} {key}"
+                assert (one["agent"][name][key] - value).norm() <= 1e-3 * value.norm() + 1e-6, f"{name} {key}"
         torch.testing.assert_close(one["replay"]["reward"], other["replay"]["reward"], rtol=1e-3, atol=1e-4)
         rows = [[r[:2] for r in table(f / "evaluations.csv")] for f in (folder, tmp_path / str(seed))]
         assert rows[0] == rows[1]
