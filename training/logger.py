@@ -87,7 +87,7 @@ class Logger:
 def _logged(path: Path) -> set[str]:
     """The keys in ``scalars.csv``."""
     with path.open(newline="") as file:
-        return {row[1] for row in csv.reader(file)}
+        return {row[1] for row in csv.reader(file) if len(row) > 1}  # a damaged line has fewer
 
 
 def truncate(path: Path, last_step: int, lines: int | None) -> None:
