@@ -4,7 +4,7 @@ from agents.base import Agent
 from agents.dqn import DQN
 from agents.frames import FrameReplay
 from agents.make import AGENTS, make_agent, make_replay, pick_device
-from agents.replay import Batch, Replay, ReplayBuffer, RunReplay
+from agents.replay import Batch, FlatReplay, Replay, RunReplay
 from agents.sac import SAC
 from agents.td3 import TD3
 from agents.xqc import XQC
@@ -17,9 +17,9 @@ __all__ = [
     "XQC",
     "Agent",
     "Batch",
+    "FlatReplay",
     "FrameReplay",
     "Replay",
-    "ReplayBuffer",
     "RunReplay",
     "make_agent",
     "make_replay",

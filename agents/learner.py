@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import chain
+from operator import attrgetter, is_, itemgetter
 
 import numpy as np
 import torch
@@ -24,6 +26,8 @@ from agents.numerics import FLOAT32, Numerics
 from agents.replay import Batch, Replay
 from agents.stack import Stack
 from configs.schema import Config
+
+_GROUPS, _PARAMS = attrgetter("param_groups"), itemgetter("params")  # of an optimizer, and of such a group
 
 # The last update's transitions (K, B, ...), and the newest losses (K,) of the block by name.
 Learned = tuple[Batch, dict[str, Tensor]]
@@ -61,7 +65,7 @@ class Agents:
             if stacked is None:
                 self.agents[runs[0]].observe(obs[runs[0]])
             else:
-                stacked.observe(obs[runs])
+                stacked.observe(self._of(runs, obs))
 
     def observe_rewards(self, rewards: np.ndarray, ended: np.ndarray) -> None:
         """Take note of the rewards ``(K, N)`` of a training step and of which episodes ended there."""
@@ -69,7 +73,7 @@ class Agents:
             if stacked is None:
                 self.agents[runs[0]].observe_rewards(rewards[runs[0]], ended[runs[0]])
             else:
-                stacked.observe_rewards(rewards[runs], ended[runs])
+                stacked.observe_rewards(self._of(runs, rewards), self._of(runs, ended))
 
     def act(self, obs: np.ndarray, env_step: int) -> np.ndarray:
         """Exploring actions ``(K, N, ...)`` for ``obs (K, N, ...)``, each agent's drawn from its own stream."""
@@ -77,11 +81,15 @@ class Agents:
         started = [
             self.agents[runs[0]].start_act(obs[runs[0]], env_step)[None]
             if stacked is None
-            else stacked.start_act(obs[runs], env_step)
+            else stacked.start_act(self._of(runs, obs), env_step)
             for runs, stacked in self._groups
         ]
         actions = [each.cpu().numpy() for each in started]  # only now: a GPU is at all of them at once
         return actions[0] if len(actions) == 1 else np.concatenate(actions)[self._order]
+
+    def _of(self, runs: Sequence[int], values: np.ndarray) -> np.ndarray:
+        """The rows of ``runs``, without a copy where these are all rows."""
+        return values if len(runs) == len(self.agents) else values[runs]
 
     def draw(self, batch_size: int) -> Tensor:
         """The random numbers of one update ``(K, ...)``, on the CPU, each agent's from its own stream."""
@@ -109,11 +117,9 @@ class Agents:
 
     def restack(self) -> None:
         """Stack the agents anew if a structural reset or a checkpoint has changed one since; it moves tensors."""
-        if any(
-            group["params"] is not known
-            for optimizer, lists in self._known
-            for group, known in zip(optimizer.param_groups, lists, strict=True)
-        ):
+        # Asked before every action and update: without a loop of Python's over the groups of all agents.
+        lists = map(_PARAMS, chain.from_iterable(map(_GROUPS, self._optimizers)))
+        if not all(map(is_, lists, self._known)):
             self._group()
 
     def _group(self) -> None:
@@ -128,8 +134,8 @@ class Agents:
         self._order = np.argsort([k for runs, _ in self._groups for k in runs])
         # On the device: in a graph nothing may be sent there.
         self._order_there = torch.as_tensor(self._order, device=self.agents[0].device)
-        optimizers = [getattr(agent, name) for agent in self.agents for name in agent.optimizers]
-        self._known = [(optimizer, [g["params"] for g in optimizer.param_groups]) for optimizer in optimizers]
+        self._optimizers = [getattr(agent, name) for agent in self.agents for name in agent.optimizers]
+        self._known = [group["params"] for optimizer in self._optimizers for group in optimizer.param_groups]
 
     def _gains(self, runs: Sequence[int]) -> bool:
         """Whether these agents are faster as a stack; one is, where Python's share is not done away with otherwise."""

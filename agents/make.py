@@ -12,7 +12,7 @@ from agents.dqn import DQN
 from agents.frames import FrameReplay
 from agents.graphs import pick_capture
 from agents.numerics import Numerics, set_products
-from agents.replay import Replay, ReplayBuffer
+from agents.replay import FlatReplay, Replay
 from agents.sac import SAC
 from agents.td3 import TD3
 from agents.xqc import XQC
@@ -114,7 +114,7 @@ def make_replay(
         if len(obs_shape) == 3:
             return FrameReplay(capacity, num_envs, obs_shape, int(action_space.n), *lookahead)
         discrete = isinstance(action_space, spaces.Discrete)
-        return ReplayBuffer(capacity, num_envs, obs_shape, action_space.shape, discrete, *lookahead)
+        return FlatReplay(capacity, num_envs, obs_shape, action_space.shape, discrete, *lookahead)
     except ValueError as error:
         raise ConfigError(f"replay: {error}") from error
 
@@ -125,7 +125,7 @@ def replay_bytes(config: Config, observation_space: spaces.Box, action_space: An
     if len(obs_shape) == 3:
         return FrameReplay.bytes_needed(capacity, num_envs, obs_shape, int(action_space.n), num_runs)
     discrete = isinstance(action_space, spaces.Discrete)
-    return ReplayBuffer.bytes_needed(capacity, num_envs, obs_shape, action_space.shape, discrete, num_runs)
+    return FlatReplay.bytes_needed(capacity, num_envs, obs_shape, action_space.shape, discrete, num_runs)
 
 
 def _capacity(config: Config) -> int:

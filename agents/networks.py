@@ -57,12 +57,11 @@ class ObservationNormalizer(nn.Module):
         batch = obs.to(torch.float64)
         size = batch.shape[-2]
         count = self.count[..., None]
-        delta = batch.mean(-2) - self.mean
+        # A single observation is its own mean and has no variance; finding that out takes as long as all the rest.
+        delta = (batch.mean(-2) if size > 1 else batch.squeeze(-2)) - self.mean
         total = count + size
         within = self.var * count
-        if (
-            size > 1
-        ):  # a single observation has no variance, and finding that out takes as long as all the rest
+        if size > 1:
             within += batch.var(-2, unbiased=False) * size
         self.var.copy_((within + delta.square() * count * size / total) / total)
         self.mean.add_(delta * size / total)

@@ -82,6 +82,7 @@ class Replay(ABC):
         self._first_column = torch.arange(num_runs, device=self.device).unsqueeze(1) * num_envs
         self._arrays: dict[str, Tensor] = {}  # (rows, K * num_envs, ...)
         self._flat: dict[str, Tensor] = {}  # views of them, (rows * K * num_envs, ...)
+        self._memory: dict[str, np.ndarray] = {}  # on the CPU: views of them too, written faster than tensors
         self._staged: dict[tuple[str, ...], StaticInputs] = {}  # on CUDA: what a step brings, by names
         self._add_array("action", action_shape, action_dtype)
         self._add_array("reward", (), torch.float32)
@@ -93,6 +94,8 @@ class Replay(ABC):
         rows = (self.num_rows, self.num_runs * self.num_envs, *shape)
         self._arrays[name] = torch.empty(rows, dtype=dtype, device=self.device)
         self._flat[name] = self._arrays[name].flatten(0, 1)
+        if self.device.type == "cpu":
+            self._memory[name] = self._arrays[name].numpy()
 
     def run(self, k: int) -> RunReplay:
         """The transitions of run ``k``."""
@@ -125,8 +128,12 @@ class Replay(ABC):
             if np.shape(value) != self._arrays[name].shape[1:]:
                 expected = tuple(self._arrays[name].shape[1:])
                 raise ValueError(f"{name}: expected a row of shape {expected}, got {np.shape(value)}")
-        for name, tensor in self._stage(**values).items():
-            self._arrays[name][self.next_row].copy_(tensor)
+        if self.device.type == "cpu":
+            for name, value in values.items():
+                self._memory[name][self.next_row] = value
+        else:
+            for name, tensor in self._stage(**values).items():
+                self._arrays[name][self.next_row].copy_(tensor)
         self.next_row = (self.next_row + 1) % self.num_rows
         if self._to_clear:
             self._rows_filled[list(self._to_clear)] = 0
@@ -324,7 +331,7 @@ class RunReplay:
         self._replay._load_run_state(self._k, state)
 
 
-class ReplayBuffer(Replay):
+class FlatReplay(Replay):
     """Replay of flat observations, each stored twice: as ``obs`` and as its predecessor's ``next_obs``.
 
     Args:

@@ -43,7 +43,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from agents import Batch, ReplayBuffer
+from agents import Batch, FlatReplay
 from agents.dqn import DQN
 from agents.graphs import Side, capture
 from agents.learner import Agents, GraphLearner, Learner, make_learner
@@ -98,7 +98,7 @@ def learner_update(device: str, *flags: str, agents: int = 1) -> Callable[[], ob
     config, _ = loader.load(options)
     group = [SAC(config.agent, OBS, ACTION, 500, seed, torch.device(device)) for seed in range(agents)]
     sizes = (1_000, 1, (OBS,), (ACTION,), False, group[0].gamma)
-    replay = ReplayBuffer(*sizes, device=device, num_runs=agents)
+    replay = FlatReplay(*sizes, device=device, num_runs=agents)
     random = np.random.default_rng(0)
     none = np.zeros(agents, bool)
     for _ in range(1_000):
@@ -202,7 +202,7 @@ def stack_step(num_runs: int, device: str) -> dict[str, Callable[[], object]]:
     config = DQNConfig(hidden_widths=(128, 128))
     where = torch.device(device)
     stack = Agents([DQN(config, (obs_dim,), actions, 0, 100, seed, where) for seed in range(num_runs)])
-    replay = ReplayBuffer(10_000, num_envs, (obs_dim,), (), True, 0.99, device=device, num_runs=num_runs)
+    replay = FlatReplay(10_000, num_envs, (obs_dim,), (), True, 0.99, device=device, num_runs=num_runs)
     random, columns = np.random.default_rng(0), num_runs * num_envs
     obs, next_obs = random.normal(size=(2, columns, obs_dim)).astype(np.float32)
     action, reward = random.integers(actions, size=columns), random.normal(size=columns).astype(np.float32)

@@ -44,10 +44,12 @@ class NormProjection(WeightTracker):
             layers = self.layers(network, slot)
             if layers and not norms:
                 names = {parameter: name for name, parameter in slot.module.named_parameters()}
-                first = slot.initial()
+                first = dict(slot.initial().named_parameters())
                 for layer in layers:
-                    weight = first.get_parameter(names[layer.weight]).detach()
-                    norms[layer.name] = _norm(layer, weight).to(layer.weight.device)
+                    name = names[layer.weight]
+                    if name not in first:  # of a head that was injected: beside it lie the weights it began with
+                        first[name] = slot.module.get_parameter(name.replace(".new.", ".start."))
+                    norms[layer.name] = _norm(layer, first[name]).to(layer.weight.device)
             for layer in layers:
                 size = _norm(layer, layer.weight)
                 factor = torch.where(size > 0, norms[layer.name] / size, 1.0)

@@ -8,7 +8,7 @@ from agents.dqn import DQN
 from agents.frames import FrameReplay
 from agents.learner import Agents, GraphLearner, Learner
 from agents.numerics import FLOAT32
-from agents.replay import ReplayBuffer
+from agents.replay import FlatReplay
 from agents.sac import SAC
 from agents.td3 import TD3
 from agents.xqc import XQC
@@ -55,7 +55,7 @@ class Case:
         if self.algo == "pixels":
             return FrameReplay(24, ENVS, (4, 84, 84), ACTION, **options)
         shape = () if self.algo == "dqn" else (ACTION,)
-        return ReplayBuffer(24, ENVS, (OBS,), shape, self.algo == "dqn", **options)
+        return FlatReplay(24, ENVS, (OBS,), shape, self.algo == "dqn", **options)
 
     def step(self):
         """Act, and store a row of transitions; the ring of 12 rows wraps."""

@@ -8,7 +8,7 @@ import torch
 
 from agents.dqn import DQN
 from agents.frames import FrameReplay
-from agents.replay import Batch, ReplayBuffer
+from agents.replay import Batch, FlatReplay
 from agents.sac import SAC
 from configs.schema import DQNConfig, SACConfig
 from fire.resets.registry import REGISTRY
@@ -56,7 +56,7 @@ def test_a_state_saved_on_the_gpu_continues_there_bit_for_bit():
 
 
 def test_replay_lives_and_samples_on_the_gpu():
-    buffer = ReplayBuffer(8, 1, (5,), (3,), False, 0.99, device=CUDA)
+    buffer = FlatReplay(8, 1, (5,), (3,), False, 0.99, device=CUDA)
     buffer.add(*(np.zeros((1, *s), np.float32) for s in ((5,), (3,), ())), np.array([False]), np.array([False]),
                np.ones((1, 5), np.float32))  # fmt: skip
     sample = buffer.run(0).sample(4, torch.Generator().manual_seed(0))

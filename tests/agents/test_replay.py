@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.replay import ReplayBuffer
+from agents.replay import FlatReplay
 
 GAMMA = 0.9
 
@@ -47,7 +47,7 @@ def naive(columns, env, position, n_step):
 @pytest.mark.parametrize("num_rows", [7, 20, 53])  # partly filled, exactly full, wrapped
 def test_every_transition_equals_the_naive_buffer(n_step, num_rows):
     num_envs, capacity_rows = 3, 20
-    buffer = ReplayBuffer(capacity_rows * num_envs + 1, num_envs, (3,), (2,), False, GAMMA, n_step)
+    buffer = FlatReplay(capacity_rows * num_envs + 1, num_envs, (3,), (2,), False, GAMMA, n_step)
     columns = fill(buffer, num_rows, num_envs)
     kept = min(num_rows, capacity_rows)
     columns = [column[-kept:] for column in columns]
@@ -62,7 +62,7 @@ def test_every_transition_equals_the_naive_buffer(n_step, num_rows):
 
 
 def test_truncation_bootstraps_from_the_true_last_observation_and_termination_does_not():
-    buffer = ReplayBuffer(10, 1, (1,), (), True, GAMMA)
+    buffer = FlatReplay(10, 1, (1,), (), True, GAMMA)
     row = {"action": np.array([1]), "reward": np.array([1.0], np.float32)}
     for obs, next_obs, terminated, truncated in (
         (4, 5, False, True),
@@ -84,7 +84,7 @@ def test_truncation_bootstraps_from_the_true_last_observation_and_termination_do
 
 
 def test_sampling_is_uniform_and_follows_its_generator():
-    buffer = ReplayBuffer(10, 1, (3,), (2,), False, GAMMA)
+    buffer = FlatReplay(10, 1, (3,), (2,), False, GAMMA)
     fill(buffer, 10, 1)
 
     def draw(seed):
@@ -98,9 +98,9 @@ def test_sampling_is_uniform_and_follows_its_generator():
 
 
 def test_state_round_trip_and_later_writes_agree():
-    buffer = ReplayBuffer(12, 2, (3,), (2,), False, GAMMA, n_step=2)
+    buffer = FlatReplay(12, 2, (3,), (2,), False, GAMMA, n_step=2)
     fill(buffer, 9, 2)
-    copy = ReplayBuffer(12, 2, (3,), (2,), False, GAMMA, n_step=2)
+    copy = FlatReplay(12, 2, (3,), (2,), False, GAMMA, n_step=2)
     copy.run(0).load_state_dict(buffer.run(0).state_dict())
     for b in (buffer, copy):
         fill(b, 2, 2, seed=1)
@@ -114,7 +114,7 @@ def test_state_round_trip_and_later_writes_agree():
 )  # before the smaller ring is full, then, and after it has wrapped
 def test_a_larger_ring_goes_on_from_the_state_of_a_smaller_one(num_rows):
     """As in a branch that is longer than the run it left: all transitions, in their order, and room for more."""
-    small, large = (ReplayBuffer(capacity, 2, (3,), (2,), False, GAMMA, 3) for capacity in (40, 100))
+    small, large = (FlatReplay(capacity, 2, (3,), (2,), False, GAMMA, 3) for capacity in (40, 100))
     columns = fill(small, num_rows, 2)
     large.run(0).load_state_dict(small.run(0).state_dict())
     later = fill(large, 5, 2, seed=1)
@@ -127,7 +127,7 @@ def test_a_larger_ring_goes_on_from_the_state_of_a_smaller_one(num_rows):
 
 
 def test_check_valid_finds_a_broken_chain():
-    buffer = ReplayBuffer(8, 1, (3,), (2,), False, GAMMA)
+    buffer = FlatReplay(8, 1, (3,), (2,), False, GAMMA)
     fill(buffer, 6, 1, seed=3)
     buffer._arrays["obs"][4] += 1.0
     valid, reason = buffer.run(0).check_valid()
@@ -136,30 +136,30 @@ def test_check_valid_finds_a_broken_chain():
 
 def test_errors_name_the_value():
     with pytest.raises(ValueError, match="less than one row of 4"):
-        ReplayBuffer(3, 4, (1,), (), True, GAMMA)
+        FlatReplay(3, 4, (1,), (), True, GAMMA)
     with pytest.raises(ValueError, match="n_step"):
-        ReplayBuffer(3, 1, (1,), (), True, GAMMA, n_step=0)
-    buffer = ReplayBuffer(8, 1, (3,), (2,), False, GAMMA)
+        FlatReplay(3, 1, (1,), (), True, GAMMA, n_step=0)
+    buffer = FlatReplay(8, 1, (3,), (2,), False, GAMMA)
     with pytest.raises(ValueError, match="empty"):
         buffer.run(0).sample(1, torch.Generator())
     fill(buffer, 6, 1)
     with pytest.raises(ValueError, match="does not fit"):
-        ReplayBuffer(4, 1, (3,), (2,), False, GAMMA).run(0).load_state_dict(buffer.run(0).state_dict())
+        FlatReplay(4, 1, (3,), (2,), False, GAMMA).run(0).load_state_dict(buffer.run(0).state_dict())
 
 
 def test_bytes_needed_are_those_reserved():
     for sizes in ((20, 3, (5,), (2,), False), (20, 4, (7,), (), True)):
-        assert ReplayBuffer.bytes_needed(*sizes) == ReplayBuffer(*sizes, GAMMA).nbytes
+        assert FlatReplay.bytes_needed(*sizes) == FlatReplay(*sizes, GAMMA).nbytes
 
 
 @pytest.mark.parametrize("saved", [False, True])
 def test_what_is_cleared_can_be_sampled_until_the_next_row_comes_and_never_again(saved):
-    buffer = ReplayBuffer(8 * 2, 2, (3,), (2,), False, GAMMA, n_step=3, num_runs=2)
+    buffer = FlatReplay(8 * 2, 2, (3,), (2,), False, GAMMA, n_step=3, num_runs=2)
     columns = fill(buffer, 11, 4)
     buffer.run(0).clear()
     assert len(buffer.run(0)) == len(buffer.run(1)) == 16
     if saved:
-        other = ReplayBuffer(8 * 2, 2, (3,), (2,), False, GAMMA, n_step=3, num_runs=2)
+        other = FlatReplay(8 * 2, 2, (3,), (2,), False, GAMMA, n_step=3, num_runs=2)
         for run in (0, 1):
             other.run(run).load_state_dict(buffer.run(run).state_dict())
         buffer = other

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from agents.frames import FrameReplay
-from agents.replay import ReplayBuffer
+from agents.replay import FlatReplay
 from tests.agents.test_frames import GAMMA, SHAPE, CountingEnv
 from tests.training.test_train import assert_same
 
@@ -16,7 +16,7 @@ def make(kind, num_runs, n_step=3):
     options = {"n_step": n_step, "num_runs": num_runs}
     if kind == "frames":
         return FrameReplay(ROWS * ENVS, ENVS, SHAPE, 18, GAMMA, **options)
-    return ReplayBuffer(ROWS * ENVS, ENVS, (5,), (), True, GAMMA, **options)
+    return FlatReplay(ROWS * ENVS, ENVS, (5,), (), True, GAMMA, **options)
 
 
 class Play:

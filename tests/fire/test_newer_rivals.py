@@ -12,6 +12,7 @@ from agents.networks import MLPQNetwork
 from fire.network.flow import unit_flows
 from fire.options import CalibratedPartialOptions
 from fire.resets.calibrated_partial import replaced_share
+from fire.resets.injection import InjectedHead
 from fire.resets.orthogonal_decoupled import isometry_gradient
 from fire.resets.registry import reset_networks
 from fire.resets.singular_clip import clip_singular_values
@@ -180,6 +181,20 @@ def test_weights_return_to_the_norm_they_began_with(kind: str) -> None:
             layer.weight.flatten(), direction[layer.name].flatten(), dim=0
         )
         assert cosine > 0.99
+
+
+def test_an_injected_head_returns_to_the_norm_it_began_with() -> None:
+    slot = make_slot("mlp", train_steps=0, learning_rate=0.1)
+    for seed in range(2):
+        reset_networks({"net": slot}, strategy("plasticity_injection"), batch_for("mlp"), generator(seed))
+    injected = next(module for module in slot.module.modules() if isinstance(module, InjectedHead))
+    norm = injected.new.weight.norm().item()
+    tracker = strategy("normalize_project", roles=("input", "hidden", "head")).tracker()
+    for seed in range(2):
+        train_step(slot, batch_for("mlp", seed=seed))
+        assert injected.new.weight.norm().item() != pytest.approx(norm, rel=1e-5)
+        tracker.after_update({"net": slot}, batch_for("mlp"), generator())
+        assert injected.new.weight.norm().item() == pytest.approx(norm, rel=1e-5)
 
 
 def test_projection_changes_no_layer_normed_network() -> None:
