@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, is_, itemgetter
@@ -29,6 +30,9 @@ from configs.schema import Config
 
 _GROUPS, _PARAMS = attrgetter("param_groups"), itemgetter("params")  # of an optimizer, and of such a group
 
+# Updates after which a single agent is traced: that takes about as long as it saves in so many.
+TRACE_FROM = 2000
+
 # The last update's transitions (K, B, ...), and the newest losses (K,) of the block by name.
 Learned = tuple[Batch, dict[str, Tensor]]
 
@@ -52,11 +56,15 @@ class Agents:
             on from (after a checkpoint was loaded): from now on their parameters are views, which in-place changes
             keep.
         numerics: how their losses were prepared.
+        trace_from: updates after which a single agent is traced (agents/tracing.py), which changes no value.
     """
 
-    def __init__(self, agents: Sequence[Agent], numerics: Numerics = FLOAT32) -> None:
+    def __init__(
+        self, agents: Sequence[Agent], numerics: Numerics = FLOAT32, trace_from: int = TRACE_FROM
+    ) -> None:
         self.agents = list(agents)
         self._compiled = numerics.compile
+        self._trace_from = trace_from
         self._group()
 
     def observe(self, obs: np.ndarray) -> None:
@@ -116,10 +124,13 @@ class Agents:
         return {name: torch.cat([part[name] for part in found])[self._order_there] for name in found[0]}
 
     def restack(self) -> None:
-        """Stack the agents anew if a structural reset or a checkpoint has changed one since; it moves tensors."""
+        """Stack the agents anew if a structural reset or a checkpoint has changed one since; it moves tensors.
+
+        A single agent becomes a stack when it has made ``trace_from`` updates.
+        """
         # Asked before every action and update: without a loop of Python's over the groups of all agents.
         lists = map(_PARAMS, chain.from_iterable(map(_GROUPS, self._optimizers)))
-        if not all(map(is_, lists, self._known)):
+        if self.agents[0].update_step >= self._trace_at or not all(map(is_, lists, self._known)):
             self._group()
 
     def _group(self) -> None:
@@ -131,6 +142,8 @@ class Agents:
             (runs, Stack([self.agents[k] for k in runs]) if self._gains(runs) else None)
             for runs in groups.values()
         ]
+        waiting = self.agents[0].update_step < self._trace_from
+        self._trace_at = self._trace_from if waiting else math.inf
         self._order = np.argsort([k for runs, _ in self._groups for k in runs])
         # On the device: in a graph nothing may be sent there.
         self._order_there = torch.as_tensor(self._order, device=self.agents[0].device)
@@ -141,7 +154,8 @@ class Agents:
         """Whether these agents are faster as a stack; one is, where Python's share is not done away with otherwise."""
         first = self.agents[runs[0]]
         on_cpu = first.device.type == "cpu"
-        return len(runs) > 1 or (on_cpu and not self._compiled and not _has_convolutions(first))
+        worth_it = first.update_step >= self._trace_from
+        return len(runs) > 1 or (on_cpu and worth_it and not self._compiled and not _has_convolutions(first))
 
 
 def _structure(agent: Agent) -> Hashable:

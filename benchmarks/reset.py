@@ -272,7 +272,7 @@ def agent_cost(repeats: int, device: str) -> dict[str, float]:
         obs = step.obs
     env.close()
     learner = make_learner(
-        Agents([agent]), replay, [generator], config
+        Agents([agent], trace_from=0), replay, [generator], config
     )  # on CUDA a captured graph, as in training
     for _ in range(repeats):
         learner.learn(1)  # records the graph

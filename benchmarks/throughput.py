@@ -105,7 +105,7 @@ def learner_update(device: str, *flags: str, agents: int = 1) -> Callable[[], ob
         obs, action, next_obs = (random.uniform(-1, 1, (agents, size)) for size in (OBS, ACTION, OBS))
         replay.add(obs, action, np.ones(agents), none, none, next_obs)
     generators = [torch.Generator().manual_seed(seed) for seed in range(agents)]
-    learner = make_learner(Agents(group), replay, generators, config)
+    learner = make_learner(Agents(group, trace_from=0), replay, generators, config)
     return lambda: learner.learn(1)
 
 
@@ -177,7 +177,7 @@ def several(args: argparse.Namespace) -> dict[str, object]:
     for name, (make, actions) in cases.items():
         batches = [make_batch(seed, actions, args.device) for seed in range(number)]
         alone = [make(seed) for seed in range(number)]
-        stack = Agents([make(seed) for seed in range(number)])
+        stack = Agents([make(seed) for seed in range(number)], trace_from=0)
         joined = Batch(*map(torch.stack, zip(*batches, strict=True)))
         contenders = {
             "together": lambda stack=stack, joined=joined: stack.update(
@@ -201,7 +201,9 @@ def stack_step(num_runs: int, device: str) -> dict[str, Callable[[], object]]:
     num_envs, obs_dim, actions, batch_size, updates = 16, 4, 2, 64, 8
     config = DQNConfig(hidden_widths=(128, 128))
     where = torch.device(device)
-    stack = Agents([DQN(config, (obs_dim,), actions, 0, 100, seed, where) for seed in range(num_runs)])
+    stack = Agents(
+        [DQN(config, (obs_dim,), actions, 0, 100, seed, where) for seed in range(num_runs)], trace_from=0
+    )
     replay = FlatReplay(10_000, num_envs, (obs_dim,), (), True, 0.99, device=device, num_runs=num_runs)
     random, columns = np.random.default_rng(0), num_runs * num_envs
     obs, next_obs = random.normal(size=(2, columns, obs_dim)).astype(np.float32)

@@ -185,7 +185,7 @@ def dqn(runs: int, count: int, device: str) -> dict[str, float]:
     for _ in range(50):
         replay.add(obs, np.ones(columns, int), np.ones(columns, np.float32), none, none, obs)
     generators = [torch.Generator().manual_seed(seed) for seed in range(runs)]
-    learner = make_learner(Agents(agents), replay, generators, config)
+    learner = make_learner(Agents(agents, trace_from=0), replay, generators, config)
     update = partial(learner.learn, 1)
     for _ in range(3):
         update()

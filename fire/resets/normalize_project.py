@@ -47,7 +47,9 @@ class NormProjection(WeightTracker):
                 first = dict(slot.initial().named_parameters())
                 for layer in layers:
                     name = names[layer.weight]
-                    if name not in first:  # of a head that was injected: beside it lie the weights it began with
+                    if (
+                        name not in first
+                    ):  # of a head that was injected: beside it lie the weights it began with
                         first[name] = slot.module.get_parameter(name.replace(".new.", ".start."))
                     norms[layer.name] = _norm(layer, first[name]).to(layer.weight.device)
             for layer in layers:

@@ -16,6 +16,7 @@ from agents.tracing import trace
 from configs.schema import DQNConfig, SACConfig, TD3Config, XQCConfig
 from fire.options import OPTIONS
 from fire.resets.registry import REGISTRY, reset_networks
+from tests.training.test_train import assert_same
 
 OBS, ACTION, BATCH = 5, 3, 16
 CPU = torch.device("cpu")
@@ -224,18 +225,25 @@ def test_acting_and_observing_at_once_equal_each_agents_own(algo):
 
 
 @pytest.mark.parametrize("algo", ALGOS)
-def test_a_stack_of_one_is_the_agent(algo):
+def test_an_agent_stays_the_same_when_it_is_traced_in_mid_run(algo):
     one, other = agent(algo, 0), agent(algo, 0)
-    stack, obs = Agents([other]), np.random.default_rng(0).normal(size=(7, OBS)).astype(np.float32)
-    for step in range(3):
+    stack, obs = (
+        Agents([other], trace_from=2),
+        np.random.default_rng(0).normal(size=(7, OBS)).astype(np.float32),
+    )
+    for step in range(6):
+        assert (other in _traced(stack)) == (
+            step > 2
+        )  # the third step's action still comes from the agent itself
         one.observe(obs)
         stack.observe(obs[None])
         assert np.array_equal(stack.act(obs[None], step)[0], one.act(obs, step))
         assert update(stack, [batch(algo, step)]) == [one.learn(batch(algo, step))]
-    for a, b in zip(
-        *(next(iter(m.networks().values())).module.parameters() for m in (one, other)), strict=True
-    ):
-        assert torch.equal(a, b)
+    assert_same(one.state_dict(), other.state_dict())
+
+
+def _traced(stack):
+    return [agent for runs, stacked in stack._groups if stacked is not None for agent in stacked.agents]
 
 
 def test_networks_wide_enough_for_the_fused_block_equal_their_single_runs():
