@@ -159,12 +159,12 @@ def test_a_reader_who_is_gone_does_not_cost_the_run(number, tmp_path):
     process.stdout.close()
     process.stderr.close()
     log = tmp_path / "run/scalars.csv"
-    while not log.exists() or len(log.read_text().splitlines()) < 100:  # it goes on, with nobody reading
+    while not log.exists() or len(log.read_text().splitlines()) < 40:  # it goes on, with nobody reading
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
     process.wait(timeout=60)
-    assert newest(tmp_path / "run")["env_step"] > 90
+    assert newest(tmp_path / "run")["env_step"] > 30
 
 
 def test_ctrl_c_while_modules_are_imported_is_no_traceback(tmp_path, capsys, monkeypatch):

@@ -74,12 +74,7 @@ def assert_close(one, other, where=""):
 
 RESETS = [(name, {}) for name in REGISTRY]
 RESETS += [("full", {"optimizer": "rebuild"}), ("fire", {"optimizer": "keep", "target": "keep"})]
-OF_EVERY_KIND = (
-    "none",
-    "fire",
-    "plasticity_injection",
-    "cbp",
-)  # the other resets of all algorithms but one are slow
+OF_EVERY_KIND = ("fire", "plasticity_injection")  # the other resets of all algorithms but one are slow
 CASES = [
     pytest.param(
         *(algo, {}, name, options),

@@ -176,7 +176,7 @@ def test_a_damaged_newest_checkpoint_is_an_error_for_readers_too(tmp_path):
 
 
 def test_a_reader_beside_a_writer_hinders_neither(tmp_path):
-    """Some 300 saves, some at the step of the one before, while another thread reads without a pause."""
+    """Some 60 saves, some at the step of the one before, while another thread reads without a pause."""
     checkpoint.save(tmp_path, "best", 0, {"a": {"x": 0}})
     stop, failures, reads = threading.Event(), [], []
 
@@ -193,7 +193,7 @@ def test_a_reader_beside_a_writer_hinders_neither(tmp_path):
 
     reader = threading.Thread(target=read)
     reader.start()
-    for index in range(1, 300):
+    for index in range(1, 60):
         step = index // 3
         checkpoint.save(tmp_path, "best", step, {"a": {"x": step}})
         checkpoint.prune(tmp_path, "best", keep=1)

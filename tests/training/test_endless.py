@@ -14,7 +14,7 @@ import train
 from common import checkpoint
 from configs import loader
 from envs import make_vec
-from tests.training.test_train import SMALL, assert_same, newest, reset_records, run, table
+from tests.training.test_train import FAMILIES, SMALL, assert_same, newest, reset_records, run, table
 from training import evaluation, loop
 from training.evaluation import evaluate
 
@@ -114,7 +114,7 @@ def interrupted_in_evaluation(number, after_steps=3):
 NUMBER_OF_EVALUATIONS = 8
 
 
-@pytest.fixture(scope="module", params=list(SMALL))
+@pytest.fixture(scope="module", params=FAMILIES)
 def straight(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("straight")
     run(folder, request.param, "--checkpoint.every", "30")
@@ -187,7 +187,7 @@ def test_a_trigger_that_asked_for_the_reset_is_remembered(tmp_path):
 
 
 @pytest.mark.parametrize("number", [1, 2])
-@pytest.mark.parametrize("algo", SMALL)
+@pytest.mark.parametrize("algo", FAMILIES)
 def test_ctrl_c_within_the_evaluations_of_a_branchs_first_reset(number, algo, tmp_path):
     run(tmp_path / "source", algo, "--reset", "none", "--total-steps", "120")
     config = ["--reset.every", "0", "--reset.at", "120", "--branch-from", str(tmp_path / "source")]

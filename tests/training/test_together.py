@@ -8,7 +8,7 @@ import torch
 import train
 from common import checkpoint
 from configs import loader
-from tests.training.test_train import SMALL, assert_same, interrupted_at, newest, table
+from tests.training.test_train import FAMILIES, SMALL, assert_same, interrupted_at, newest, table
 from training import loop
 from training.folder import run_configs, run_folders
 from training.trainer import Trainer
@@ -25,7 +25,7 @@ def together(folder, algo, *extra):
     return folders
 
 
-@pytest.fixture(scope="module", params=list(SMALL))
+@pytest.fixture(scope="module", params=FAMILIES)
 def pair(request, tmp_path_factory):
     """Two runs trained together with their folders, and the algorithm."""
     return together(tmp_path_factory.mktemp("pair"), request.param), request.param

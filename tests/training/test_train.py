@@ -33,6 +33,9 @@ SMALL = {
     "xqc": COMMON + "--algo xqc --env Pendulum-v1 --agent.actor-widths 16 --agent.critic-widths 16",
     "td3": COMMON + "--algo td3 --env Pendulum-v1 --agent.hidden-widths 16",
 }
+# Two of which all that a run does differs: actions, environments, updates. What holds for them is tried with the
+# others among the slow tests.
+FAMILIES = [algo if algo in ("sac", "dqn") else pytest.param(algo, marks=pytest.mark.slow) for algo in SMALL]
 RESETS = [80, 160]
 
 
@@ -120,7 +123,7 @@ def run_interrupted(run_dir, algo, stop_at, *extra):
     assert run(run_dir, algo, *extra).clock.finished
 
 
-@pytest.mark.parametrize("algo", SMALL)
+@pytest.mark.parametrize("algo", FAMILIES)
 @pytest.mark.parametrize("stop_at", [40, 120, 160])  # in the warm-up, between resets, on a reset
 def test_resume_equals_the_uninterrupted_run_bit_for_bit(algo, stop_at, finished, tmp_path, monkeypatch):
     run_interrupted(tmp_path, algo, stop_at)
@@ -184,7 +187,7 @@ def test_every_logged_key_is_documented(algo, finished):
     assert not [p for p in own if not any(re.fullmatch(p, key) for key in everything)]
 
 
-@pytest.mark.parametrize("algo", SMALL)
+@pytest.mark.parametrize("algo", FAMILIES)
 def test_expensive_metrics_and_histograms_are_logged_and_do_not_change_the_training(algo, finished, tmp_path):
     run(tmp_path, algo, "--log.expensive-metrics", "true", "--log.histograms", "true")
     assert_same(newest(tmp_path)["agent"], newest(finished[algo])["agent"])
@@ -222,7 +225,7 @@ def table_of_everything(path):
         return list(csv.reader(file))[1:]
 
 
-@pytest.mark.parametrize("algo", SMALL)
+@pytest.mark.parametrize("algo", FAMILIES)
 def test_measuring_more_often_does_not_change_the_training(algo, finished, tmp_path):
     run(tmp_path, algo, "--eval.every", "45", "--eval.episodes", "1", "--log.metrics-every", "30", "--log.every", "7",
         "--log.probe-size", "8", "--checkpoint.every", "70")  # fmt: skip
@@ -230,7 +233,7 @@ def test_measuring_more_often_does_not_change_the_training(algo, finished, tmp_p
     assert_same(newest(tmp_path)["replay"], newest(finished[algo])["replay"])
 
 
-@pytest.mark.parametrize("algo", SMALL)
+@pytest.mark.parametrize("algo", FAMILIES)
 def test_another_seed_and_no_reset_are_other_runs(algo, finished, tmp_path):
     run(tmp_path / "seed", algo, "--seed", "1")
     run(tmp_path / "none", algo, "--reset", "none")
@@ -300,7 +303,7 @@ def test_trigger_resets_for_the_reason_it_logs_and_keeps_its_gap(tmp_path):
 
 
 @pytest.mark.parametrize("term", ["l2_init", "parseval"])
-@pytest.mark.parametrize("algo", SMALL)
+@pytest.mark.parametrize("algo", FAMILIES)
 def test_regularisers_reach_the_training(algo, term, finished, tmp_path):
     run(tmp_path, algo, f"--agent.{term}", "0.1", "--total-steps", "75", "--reset", "none")
     run(tmp_path / "plain", algo, "--total-steps", "75", "--reset", "none")
@@ -393,7 +396,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
     assert newest(tmp_path / "run")["agent"]["update_step"] <= 30
 
 
-@pytest.mark.parametrize("algo", SMALL)
+@pytest.mark.parametrize("algo", FAMILIES)
 def test_weights_that_blow_up_stop_the_run_before_they_are_saved(algo, tmp_path, capsys):
     """A step size of 1e30 makes weights, losses and actions infinite or NaN within a few updates."""
     argv = [*SMALL[algo].split(), "--agent.learning-rate", "1e30", "--checkpoint.every", "30", "--log.every", "0",
