@@ -5,7 +5,8 @@
 Several runs train as one program, with a reset of each from time to time (evaluations before and after it, metrics,
 checkpoints); ``--minutes 60`` is the hour with a reset a minute. A window lies between two resets. The windows of the
 second quarter are compared with those of the last, so that buffers are full and caches warm in both: memory may differ
-by 1 %, processor time of an env step by 5 %, descriptors and threads not at all. Exits with 1 where they do.
+by 1 %, processor time of an env step by 5 %, descriptors and threads not at all. Exits with 1 where they do. Other
+programs make a processor slower, so time is counted in units of a fixed piece of work, done once in every window.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
+import torch
+
 from common.files import to_json
 from common.table import format_table
 from configs import loader
@@ -38,11 +41,15 @@ FLAGS = (
 )
 
 
+_spent: list[float] = []  # seconds of the processor for the fixed pieces of work
+
+
 class Sample(NamedTuple):
     """What the program holds, and has used, at an env step."""
 
     env_step: int
-    seconds: float  # of the processor
+    seconds: float  # of the processor, without the work
+    work: float  # seconds of the processor for the fixed piece of work, here and now
     memory: int  # resident bytes
     descriptors: int
     threads: int
@@ -52,21 +59,27 @@ class Verdict(NamedTuple):
     """The last quarter beside the second."""
 
     memory: float  # relative growth
-    seconds_per_step: float  # likewise
+    time_per_step: float  # likewise, in units of the fixed piece of work
     descriptors: set[int]
     threads: set[int]
 
     @property
     def stays(self) -> bool:
         steady = len(self.descriptors) == 1 and len(self.threads) == 1
-        return steady and abs(self.memory) <= MEMORY and abs(self.seconds_per_step) <= SPEED
+        return steady and abs(self.memory) <= MEMORY and abs(self.time_per_step) <= SPEED
 
 
 def sample(env_step: int) -> Sample:
     """Look at this process (Linux)."""
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     descriptors, threads = (len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task"))
-    return Sample(env_step, time.process_time(), resident, descriptors, threads)
+    started = time.process_time()
+    products = torch.full((64, 64), 1 / 64)
+    for _ in range(20_000):
+        products = products @ products
+    work = time.process_time() - started
+    _spent.append(work)
+    return Sample(env_step, time.process_time() - sum(_spent), work, resident, descriptors, threads)
 
 
 def judge(samples: Sequence[Sample]) -> Verdict:
@@ -86,7 +99,10 @@ def judge(samples: Sequence[Sample]) -> Verdict:
         return last / first - 1
 
     rates = [
-        [(b.seconds - a.seconds) / (b.env_step - a.env_step) for a, b in itertools.pairwise(part)]
+        [
+            (b.seconds - a.seconds) / (b.env_step - a.env_step) / (a.work + b.work)
+            for a, b in itertools.pairwise(part)
+        ]
         for part in (early, late)
     ]
     steady = samples[quarter:]
@@ -151,7 +167,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     rows = [
         ["resident memory, last quarter over second", f"{verdict.memory:+.2%}"],
-        ["processor time per env step, likewise", f"{verdict.seconds_per_step:+.2%}"],
+        [
+            "time of the processor per env step, in units of fixed work, likewise",
+            f"{verdict.time_per_step:+.2%}",
+        ],
         ["open descriptors", ", ".join(map(str, sorted(verdict.descriptors)))],
         ["threads", ", ".join(map(str, sorted(verdict.threads)))],
     ]

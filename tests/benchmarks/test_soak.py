@@ -9,12 +9,12 @@ import pytest
 
 from benchmarks.soak import Sample, judge, sample
 
-STEADY = [Sample(100 * i, 0.5 * i, 10**9, 20, 3) for i in range(1, 42)]
+STEADY = [Sample(100 * i, 0.5 * i, 0.2, 10**9, 20, 3) for i in range(1, 42)]
 
 
 def test_a_program_that_stays_as_it_began_stays():
     verdict = judge(STEADY)
-    assert verdict.stays and verdict.memory == 0 and verdict.seconds_per_step == pytest.approx(0)
+    assert verdict.stays and verdict.memory == 0 and verdict.time_per_step == pytest.approx(0)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,14 @@ def test_a_program_that_stays_as_it_began_stays():
 )
 def test_what_grows_is_found(change):
     assert not judge([change(i, each) for i, each in enumerate(STEADY)]).stays
+
+
+def test_a_processor_that_slows_down_is_not_the_programs_fault():
+    seconds, slower = 0.0, []
+    for i, each in enumerate(STEADY):
+        seconds += 0.5 * (1 + i / 40)
+        slower.append(each._replace(seconds=seconds, work=0.2 * (1 + (i + 0.5) / 40)))
+    assert judge(slower).stays
 
 
 def test_the_first_quarter_may_grow():
