@@ -1,7 +1,7 @@
 # make train   train the main job (ALGO, ENV, RESET, PRESET and ARGS pass through), in its own .venv
 # make demo    run experiments/demo.yaml, minutes on 2 cores, and write its report
 # make study   run experiments/study.yaml, when does a reset pay?, and write its report
-# make test    run the quick test suite; `make test-slow` adds the learning tests
+# make test    run the quick test suite in WORKERS processes (2); `make test-slow` adds the learning tests
 # make check   lint, format check, types and quick tests
 # make bench   short runs of the benchmarks behind the figures in results/
 # make newest  the quick tests on the newest releases within the pinned major versions, once a week
@@ -13,6 +13,8 @@ ENV    ?= h1-walk
 RESET  ?= fire
 PRESET ?= quick
 ARGS   ?=
+WORKERS ?= 2
+TOGETHER = -n $(WORKERS) --dist worksteal
 
 BIN := .venv/bin
 
@@ -30,7 +32,7 @@ study: .venv/installed
 	$(BIN)/python report.py runs/study
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TOGETHER)
 
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m "slow or not slow"
@@ -39,7 +41,7 @@ check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TOGETHER)
 
 bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks.throughput --rounds 5
