@@ -96,7 +96,8 @@ def _selector_parser(add_help: bool, **kwargs: Any) -> _Parser:
     parser.add_argument(
         "--preset",
         metavar="NAME",
-        help="paper: the published protocol; quick: minutes on 2 CPU cores (default: paper)",
+        help="paper: the published protocol; quick: minutes on 2 CPU cores; laptop: sac on an H1 task, hours on one "
+        "core (default: paper)",
     )
     parser.add_argument(
         "--config",

@@ -414,7 +414,9 @@ class Config:
     """A whole run."""
 
     algo: str = option("sac", "agent and its update rule")
-    preset: str = option("paper", "named set of values: the paper's protocol, or a quick run for 2 CPU cores")
+    preset: str = option(
+        "paper", "named set of values: the paper's protocol, a quick run, or one for a laptop"
+    )
     seed: int = option(0, "run seed, from which every random stream is derived", minimum=0)
     num_agents: int = option(
         1, "runs trained as one batched program, with seeds seed, seed + 1, ..., a folder each", minimum=1

@@ -260,7 +260,7 @@ def test_dump_reads_back_equal(tmp_path):
 WRONG = {
     "--algo ppo": r"--algo ppo: unknown; valid: dqn, sac",
     "--reset fyre": r"--reset fyre: unknown; valid: .*fire.*full",
-    "--preset slow": r"--preset slow: unknown; valid: paper, quick",
+    "--preset slow": r"--preset slow: unknown; valid: laptop, paper, quick",
     "--agent.critc-width 3": r"'--agent.critc-width'; did you mean --agent.critic-width\?",
     "--total-steps many": r"total_steps must be int, got 'many'",
     "--total-steps 1.5": r"total_steps must be int, got '1.5'",
