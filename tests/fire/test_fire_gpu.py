@@ -76,11 +76,13 @@ def test_a_report_is_the_cpus(kind: str, name: str) -> None:
         slot.module.to(device)
         slot.target = None
         reports.append(reset_networks({"q": slot}, strategy(name), None, torch.Generator()).scalars())
+    rounding = {"residual": 1e-5, "dfi_scaled_after": 1e-9}  # of an isometry, what is left of its arithmetic
     for key, value in reports[0].items():
-        if not key.startswith(
-            ("reset/seconds", "reset/q/residual", "reset/q/dfi_scaled_after", "reset/q/dfi_after")
-        ):
-            assert reports[1][key] == pytest.approx(value, rel=1e-4), key
+        bound = next((rounding[part] for part in key.split("/") if part in rounding), None)
+        if name == "fire" and bound is not None:
+            assert max(value, reports[1][key]) < bound, key
+        elif not key.startswith("reset/seconds"):
+            assert reports[1][key] == pytest.approx(value, rel=1e-4, abs=1e-9), key
 
 
 def test_a_reset_reaches_a_captured_graph() -> None:
