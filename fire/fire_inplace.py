@@ -16,7 +16,8 @@ from .network.layers import NORMS, WeightLayer, left_alone, weight_layers
 from .network.scale import layer_scale
 from .options import ROLES, SCALES, check_range, check_roles
 from .resets.plan import Plan, Write
-from .resets.report import LayerChange, ResetReport, layer_reports
+from .resets.prepare import prepare
+from .resets.report import LayerChange, ResetReport
 from .resets.rules import NamedParameter, Orthogonalize
 
 Selector = str | Callable[[WeightLayer], bool] | Sequence["str | Callable[[WeightLayer], bool]"]
@@ -144,22 +145,28 @@ def fire_(
         NamedParameter(layer.name, layer.weight, layer, is_weight=True, fresh=drawn[layer])
         for layer in layers
     ]
-    writes = rule(parameters, draws)
-    plan = Plan([*writes, *_other_writes(module, layers, biases, norms)])
-    if biases == "rescale":
-        plan.writes += _rescaled(module, everything, plan)
-    plan.check()
-    seconds = time.perf_counter() - start
-    reports = layer_reports(
-        [
+    state = draws.get_state()
+
+    def make() -> Plan:
+        draws.set_state(state)
+        plan = Plan([*rule(parameters, draws), *_other_writes(module, layers, biases, norms)])
+        if biases == "rescale":
+            plan.writes += _rescaled(module, everything, plan)
+        return plan
+
+    def changes(plan: Plan) -> list[LayerChange]:
+        writes = [plan.write_to(layer.weight) for layer in layers]
+        return [
             LayerChange("", layer, write.value, layer_scale(layer, scale, fresh=drawn[layer]), write.spectra)
             for layer, write in zip(layers, writes, strict=True)
         ]
-    )
 
+    looked = time.perf_counter() - start
+    devices = {layer.weight.device for layer in layers if layer.weight.is_cuda}
+    plan, reports, seconds = prepare(make, changes, list(devices))
     start = time.perf_counter()
     plan.write()
-    return ResetReport(reports, seconds + time.perf_counter() - start, tuple(alone))
+    return ResetReport(reports, looked + seconds + time.perf_counter() - start, tuple(alone))
 
 
 def _rescaled(module: nn.Module, layers: Sequence[WeightLayer], plan: Plan) -> list[Write]:

@@ -6,13 +6,13 @@ directions each have rank three, not six. Definitions and sources of every key s
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..network.memory import as_numbers
 from ..network.probe import leave_no_trace, record_forward
 from ..network.scale import layer_scale
 from ..network.slot import NetworkSlot
@@ -104,24 +104,12 @@ def measure(
         found = _weights(slot) | _activations(slot, batch, dormancy_threshold, srank_threshold)
         found["gradient_norm"] = _gradient_norm(slot, batch)
         figures |= {f"{_group(key)}/{network}/{key}": value for key, value in found.items()}
-    return _on_host(figures)
+    return as_numbers(figures)
 
 
 def _group(key: str) -> str:
     """Layers have a group of their own, in which TensorBoard folds them away."""
     return "plasticity_layers" if "/" in key else "plasticity"
-
-
-def _on_host(figures: Mapping[str, Tensor]) -> dict[str, float]:
-    """Tensors of one element as numbers, those of one device in one transfer."""
-    by_device: dict[torch.device, list[str]] = defaultdict(list)
-    for key, value in figures.items():
-        by_device[value.device].append(key)
-    numbers: dict[str, float] = {}
-    for keys in by_device.values():
-        values = torch.stack([figures[key].double() for key in keys]).tolist()
-        numbers |= dict(zip(keys, values, strict=True))
-    return {key: numbers[key] for key in figures}
 
 
 def _weights(slot: NetworkSlot) -> dict[str, Tensor]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..network.memory import as_numbers
 from ..network.probe import leave_no_trace, record_forward
 from ..network.slot import NetworkSlot, Policy
 
@@ -46,6 +49,22 @@ def kept(before: Behaviour, after: Behaviour) -> dict[str, float]:
     ones. Networks of an ensemble are compared one by one and averaged. What does not exist, such as the correlation of
     values that are all equal, is left out.
     """
+    return all_kept({"": before}, {"": after})[""]
+
+
+def all_kept(before: Mapping[str, Behaviour], after: Mapping[str, Behaviour]) -> dict[str, dict[str, float]]:
+    """:func:`kept` of several networks by name; the host waits for a GPU once for all of them."""
+    compared = {name: _compared(seen, after[name]) for name, seen in before.items()}
+    numbers = as_numbers(
+        {(name, key): value for name, each in compared.items() for key, value in each.items()}
+    )
+    return {
+        name: {key: numbers[name, key] for key in each if math.isfinite(numbers[name, key])}
+        for name, each in compared.items()
+    }
+
+
+def _compared(before: Behaviour, after: Behaviour) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     if before.policy is not None and after.policy is not None:
         found |= _policies(before.policy, after.policy)
@@ -54,7 +73,7 @@ def kept(before: Behaviour, after: Behaviour) -> dict[str, float]:
     if before.features is not None and after.features is not None:
         pairs = zip(before.features, after.features, strict=True)
         found["feature_cka"] = torch.stack([linear_cka(old, new) for old, new in pairs]).mean()
-    return {name: float(value) for name, value in found.items() if value.isfinite()}
+    return found
 
 
 def _policies(before: Policy, after: Policy) -> dict[str, Tensor]:

@@ -1,12 +1,16 @@
-"""The memory of tensors: whether it can be written to, and which tensors share it."""
+"""The memory of tensors: whether it can be written to, which tensors share it, and their way to the host."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterable
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 def region(tensor: Tensor) -> Hashable:
@@ -66,6 +70,29 @@ def first_overlap(tensors: Iterable[tuple[str, Tensor]]) -> tuple[str, str] | No
                 return other[3], span[3]
         active.append(span)
     return None
+
+
+def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors on the CPU, all those of one GPU in one transfer: float64 there, where that holds their values."""
+    host = list(tensors)
+    for device in {tensor.device for tensor in tensors if tensor.device.type != "cpu"}:
+        there = [i for i, tensor in enumerate(tensors) if tensor.device == device]
+        flat = torch.cat([tensors[i].flatten().double() for i in there]).cpu()
+        for i, part in zip(there, flat.split([tensors[i].numel() for i in there]), strict=True):
+            host[i] = part.reshape(tensors[i].shape)
+    return host
+
+
+def as_numbers(figures: Mapping[Key, Tensor]) -> dict[Key, float]:
+    """Tensors of one element as numbers, those of one device in one transfer."""
+    by_device: dict[torch.device, list[Key]] = defaultdict(list)
+    for key, value in figures.items():
+        by_device[value.device].append(key)
+    numbers: dict[Key, float] = {}
+    for keys in by_device.values():
+        values = torch.stack([figures[key].double() for key in keys]).tolist()
+        numbers |= dict(zip(keys, values, strict=True))
+    return {key: numbers[key] for key in figures}
 
 
 def _merged(tensor: Tensor) -> list[tuple[int, int]]:

@@ -15,10 +15,12 @@ polar factor.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from functools import partial
 from typing import NamedTuple, NoReturn
 
@@ -41,6 +43,7 @@ BACKENDS = ("auto", *ROUTES)
 ROUNDINGS = 2
 # float64 work space per chunk of slices, small on CPU to stay in cache; a chunk holds at least one slice.
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 1 << 30}
+_postponed: ContextVar[list[Tensor] | None] = ContextVar("postponed", default=None)
 
 
 class PolarFactors(NamedTuple):
@@ -210,8 +213,27 @@ def polar_factors(
     for job in alone:
         job()
     _run_abreast(abreast)
-    _settle(doubts)
+    if (postponed := _postponed.get()) is None:
+        _settle(doubts)
+    else:
+        postponed += [doubt.flags for doubt, _ in doubts]
     return results
+
+
+@contextlib.contextmanager
+def doubts_postponed() -> Iterator[list[Tensor]]:
+    """Inside, nothing waits for a GPU to say whether its matrices are solved; yields what it will say.
+
+    These are flags, (slices,) bool, for the caller to ask together with his own questions. Where one is true (a matrix
+    without full rank, with NaN or infinity) the results of the calls inside are to be thrown away, and the calls made
+    again outside, where the host solves such matrices or names them in an error.
+    """
+    doubts: list[Tensor] = []
+    token = _postponed.set(doubts)
+    try:
+        yield doubts
+    finally:
+        _postponed.reset(token)
 
 
 class _Doubt(NamedTuple):

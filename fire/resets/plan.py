@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..network.memory import first_overlap, obstacle
+from ..network.memory import first_overlap, obstacle, to_host
 
 
 class Spectra(NamedTuple):
@@ -69,6 +68,12 @@ class Plan:
             TypeError: a destination that cannot be written to.
             ValueError: a new value has another shape or is not finite, or two destinations share memory.
         """
+        self.check_places()
+        names, finite = self.finite()
+        self.refuse_infinite(names, to_host(finite))
+
+    def check_places(self) -> None:
+        """The part of :meth:`check` that looks at no value."""
         for name, destination, value, _ in self.writes:
             if destination.shape != value.shape:
                 raise ValueError(
@@ -81,18 +86,22 @@ class Plan:
             raise ValueError(
                 f"{pair[0]} and {pair[1]} share memory and would both be written; nothing was changed"
             )
-        by_device: dict[torch.device, list[tuple[str, Tensor]]] = defaultdict(list)
+
+    def finite(self) -> tuple[list[str], list[Tensor]]:
+        """Whether each new value is finite, scalar bool on its device, and the values' names."""
+        looked_at = []
         for name, _, value, spectra in self.writes:
             if value.is_floating_point():
                 # Certified singular values stand for the matrices that have them.
-                looked_at = (value,) if spectra is None else (spectra.after, spectra.defect)
-                by_device[value.device] += [(name, each) for each in looked_at]
-        for values in by_device.values():
-            # Asked once for all of them: every answer is a wait for the device.
-            finite = torch.stack([value.isfinite().all() for _, value in values]).tolist()
-            bad = next((name for (name, _), good in zip(values, finite, strict=True) if not good), None)
-            if bad is not None:
-                raise ValueError(f"the new value of {bad} holds NaN or infinity; nothing was changed")
+                parts = (value,) if spectra is None else (spectra.after, spectra.defect)
+                looked_at += [(name, part) for part in parts]
+        return [name for name, _ in looked_at], [part.isfinite().all() for _, part in looked_at]
+
+    def refuse_infinite(self, names: Sequence[str], finite: Sequence[Tensor]) -> None:
+        """Raise ValueError where :meth:`finite`, on the host by now, says no."""
+        bad = next((name for name, good in zip(names, finite, strict=True) if not good), None)
+        if bad is not None:
+            raise ValueError(f"the new value of {bad} holds NaN or infinity; nothing was changed")
 
     @contextlib.contextmanager
     def rehearsed(self) -> Iterator[None]:

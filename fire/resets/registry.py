@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..ambient import changes_weights
-from ..metrics.kept import behaviour, kept
+from ..metrics.kept import all_kept, behaviour
 from ..network.layers import WeightLayer, is_below, left_alone
 from ..network.memory import region
 from ..network.scale import layer_scale
@@ -32,9 +32,10 @@ from .none import NoReset, OptimizerReset
 from .normalize_project import NormalizeProject
 from .orthogonal_decoupled import OrthogonalDecoupled
 from .plan import Plan, Write
+from .prepare import prepare
 from .random_orthogonal import RandomOrthogonalReset
 from .redo import ReDo
-from .report import LayerChange, ResetReport, layer_reports
+from .report import LayerChange, ResetReport
 from .shrink_perturb import ShrinkPerturbReset, SrDqnReset
 from .singular_clip import SingularClipReset
 from .snr import SelfNormalizedReset
@@ -106,7 +107,6 @@ def reset_networks(
             state cannot be put back as ``reset.options.optimizer`` asks.
         RuntimeError: inside ``torch.func`` transforms or a dispatch mode.
     """
-    seconds = -time.perf_counter()
     for slot in slots.values():
         if reset.options.optimizer == "zero":
             slot.check_zeroable()
@@ -114,21 +114,24 @@ def reset_networks(
             slot.check_rebuildable()
         if reset.options.target == "sync":
             slot.check_target()
+    devices = _cuda_devices(slots)
     draws = generator.get_state()
-    with torch.random.fork_rng(devices=_cuda_devices(slots)):
+    layers = {network: slot.layers(reset.conv_form) for network, slot in slots.items()}
+
+    def make() -> Plan:
+        generator.set_state(draws)
         plan = reset.plan(slots, batch, generator)
         if reset.options.target == "same":
             plan.writes += _target_writes(slots, reset, batch, draws)
-        plan.check()
-        seconds += time.perf_counter()
-        changes, alone = [], []
-        for network, slot in slots.items():
-            layers = slot.layers(reset.conv_form)
-            for layer in layers:
-                write = plan.write_to(layer.weight)
-                changes.append(LayerChange(network, layer, write.value, layer_scale(layer), write.spectra))
-            alone += _left_alone(network, slot, reset, layers, plan)
-        reports = layer_reports(changes)
+        return plan
+
+    with torch.random.fork_rng(devices=devices):
+        plan, reports, seconds = prepare(make, lambda plan: _changes(layers, plan), devices)
+        alone = [
+            each
+            for name, slot in slots.items()
+            for each in _left_alone(name, slot, reset, layers[name], plan)
+        ]
         before = {} if probe is None else {name: behaviour(slot, probe) for name, slot in slots.items()}
         seconds -= time.perf_counter()
         plan.write()
@@ -139,11 +142,19 @@ def reset_networks(
                 slot.rebuild_optimizer_state()
             if reset.options.target == "sync":
                 slot.sync_target()
-        for device in _cuda_devices(slots):
-            torch.cuda.synchronize(device)
         seconds += time.perf_counter()
-        same = {name: kept(seen, behaviour(slots[name], probe)) for name, seen in before.items()}
+        same = all_kept(before, {name: behaviour(slots[name], probe) for name in before})
     return ResetReport(reports, seconds, (*alone, *plan.left_alone), same)
+
+
+def _changes(layers: Mapping[str, Sequence[WeightLayer]], plan: Plan) -> list[LayerChange]:
+    """What ``plan`` does to each layer of each network."""
+    changes = []
+    for network, of_network in layers.items():
+        for layer in of_network:
+            write = plan.write_to(layer.weight)
+            changes.append(LayerChange(network, layer, write.value, layer_scale(layer), write.spectra))
+    return changes
 
 
 def _left_alone(

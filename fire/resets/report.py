@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..metrics.kept import KEPT
 from ..network.layers import WeightLayer
+from ..network.memory import to_host
 from ..polar.isometry import dfi_of_gram, sfe, short_gram
 from ..polar.routes import resolved
 from .plan import Spectra
@@ -155,22 +156,49 @@ class LayerChange(NamedTuple):
     spectra: Spectra | None = None
 
 
+class Figures(NamedTuple):
+    """The numbers of some reports, on the devices of their weights.
+
+    Attributes:
+        rows: for each report (figures,) float64, in the order of ``FIGURES``.
+        grams: for each report the Gram matrices of the weight before, (..., n, n); None where a solver knew enough.
+    """
+
+    rows: list[Tensor]
+    grams: list[Tensor | None]
+
+
 def layer_reports(changes: Sequence[LayerChange]) -> tuple[LayerReport, ...]:
     """Return a report on each change; waits for a GPU once for all of them, and for matrices
     whose condition number their Gram matrix cannot tell."""
-    measured = [i for i, change in enumerate(changes) if change.spectra is None]
-    grams = [short_gram(changes[i].layer.matrices()) for i in measured]
-    conditions = _conditions(grams)
-    figures = {i: _measured(changes[i], *each) for i, *each in zip(measured, grams, conditions, strict=True)}
-    figures |= {i: _known(c.spectra, c.scale) for i, c in enumerate(changes) if c.spectra is not None}
-    rows = [row.tolist() for row in _to_host([figures[i] for i in range(len(changes))])]
-    for i, gram in zip(measured, grams, strict=True):
-        if math.isnan(rows[i][CONDITION]):
-            rows[i][CONDITION] = condition_number(changes[i].layer.matrices(), gram.cpu())
-    return tuple(
-        LayerReport(network, layer.name, layer.kind, layer.role, *row)
-        for (network, layer, *_), row in zip(changes, rows, strict=True)
-    )
+    found = figures(changes)
+    return reports_from(changes, found.grams, to_host(found.rows))
+
+
+def figures(changes: Sequence[LayerChange]) -> Figures:
+    """What :func:`reports_from` makes reports of; nothing waits for a GPU."""
+    grams = [short_gram(each.layer.matrices()) if each.spectra is None else None for each in changes]
+    conditions = iter(_conditions([gram for gram in grams if gram is not None]))
+    rows = []
+    for change, gram in zip(changes, grams, strict=True):
+        if change.spectra is not None:
+            rows.append(_known(change.spectra, change.scale))
+        elif gram is not None:
+            rows.append(_measured(change, gram, next(conditions)))
+    return Figures(rows, grams)
+
+
+def reports_from(
+    changes: Sequence[LayerChange], grams: Sequence[Tensor | None], rows: Sequence[Tensor]
+) -> tuple[LayerReport, ...]:
+    """The reports on ``changes``, before these are written, from their :func:`figures` with the rows on the host."""
+    reports = []
+    for (network, layer, *_), gram, row in zip(changes, grams, rows, strict=True):
+        numbers = row.tolist()
+        if gram is not None and math.isnan(numbers[CONDITION]):
+            numbers[CONDITION] = condition_number(layer.matrices(), gram.cpu())
+        reports.append(LayerReport(network, layer.name, layer.kind, layer.role, *numbers))
+    return tuple(reports)
 
 
 def _conditions(grams: Sequence[Tensor]) -> list[Tensor]:
@@ -290,17 +318,6 @@ def condition_number(matrices: Tensor, gram: Tensor) -> float:
         values = torch.linalg.svdvals(rest)
         conditions.append((values[:, 0] / values[:, -1]).nan_to_num(nan=torch.inf))
     return float(torch.cat(conditions).amax())
-
-
-def _to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors on the CPU, all those of one device in one transfer."""
-    host = list(tensors)
-    for device in {tensor.device for tensor in tensors if tensor.device.type != "cpu"}:
-        there = [i for i, tensor in enumerate(tensors) if tensor.device == device]
-        flat = torch.cat([tensors[i].flatten() for i in there]).cpu()
-        for i, part in zip(there, flat.split([tensors[i].numel() for i in there]), strict=True):
-            host[i] = part.reshape(tensors[i].shape)
-    return host
 
 
 def _ratio(part: float, whole: float) -> float:
