@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -207,7 +208,7 @@ def accuracy(tensors: list[Tensor], results: list[Tensor], checked: int) -> tupl
     return deviation, relative, distance
 
 
-def run(name: str, ill_conditioned: bool, repeats: int, checked: int, device: str) -> dict[str, object]:
+def run(name: str, ill_conditioned: bool, repeats: int, checked: int, device: str) -> dict[str, Any]:
     """One network with one kind of weights: interleaved times, memory, then accuracy."""
     torch.manual_seed(0)
     module = NETWORKS[name]()
@@ -224,7 +225,8 @@ def run(name: str, ill_conditioned: bool, repeats: int, checked: int, device: st
         start = clock(device)
         fire_(network)
         seconds["fire_"].append(clock(device) - start)
-    row: dict[str, object] = {"network": name, "weights": "ill-conditioned" if ill_conditioned else "init"}
+    row: dict[str, Any] = {"network": name, "weights": "ill-conditioned" if ill_conditioned else "init"}
+    row["fire_"] = {"seconds": statistics.median(seconds["fire_"])}
     for method in METHODS:
         deviation, relative, distance = accuracy(tensors, results[method], checked)
         row[method] = {

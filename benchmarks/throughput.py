@@ -47,7 +47,7 @@ from agents import Batch, FlatReplay
 from agents.dqn import DQN
 from agents.graphs import Side, capture
 from agents.learner import Agents, GraphLearner, Learner, make_learner
-from agents.numerics import FLOAT32
+from agents.numerics import FLOAT32, Numerics
 from agents.sac import SAC
 from benchmarks import rivals, training
 from benchmarks.reset import agent_cost
@@ -96,16 +96,18 @@ def learner_update(device: str, *flags: str, agents: int = 1) -> Callable[[], ob
     """One SAC update of each agent as ``train.py --preset paper`` makes it, minibatch included: on CUDA one graph."""
     options = ["--algo", "sac", "--env", "h1-walk", "--preset", "paper", "--device", device, *flags]
     config, _ = loader.load(options)
-    group = [SAC(config.agent, OBS, ACTION, 500, seed, torch.device(device)) for seed in range(agents)]
-    sizes = (1_000, 1, (OBS,), (ACTION,), False, group[0].gamma)
-    replay = FlatReplay(*sizes, device=device, num_runs=agents)
+    numerics = Numerics(config.precision, config.compile)
+    sizes = (OBS, ACTION, 500)
+    group = [SAC(config.agent, *sizes, seed, torch.device(device), numerics) for seed in range(agents)]
+    shapes = (1_000, 1, (OBS,), (ACTION,), False, group[0].gamma)
+    replay = FlatReplay(*shapes, device=device, num_runs=agents)
     random = np.random.default_rng(0)
     none = np.zeros(agents, bool)
     for _ in range(1_000):
         obs, action, next_obs = (random.uniform(-1, 1, (agents, size)) for size in (OBS, ACTION, OBS))
         replay.add(obs, action, np.ones(agents), none, none, next_obs)
     generators = [torch.Generator().manual_seed(seed) for seed in range(agents)]
-    learner = make_learner(Agents(group, trace_from=0), replay, generators, config)
+    learner = make_learner(Agents(group, numerics, trace_from=0), replay, generators, config)
     return lambda: learner.learn(1)
 
 

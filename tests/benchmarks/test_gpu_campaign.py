@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as campaign
-from benchmarks.gpu import atari, check, h1
+from benchmarks.gpu import atari, check, h1, speed
 from benchmarks.gpu.record import Record, TimeUp
 from benchmarks.gpu.study import area, at_columns, summary, verdict
 
@@ -112,13 +112,78 @@ def test_seeds_that_have_come_less_far_are_compared_where_all_have_come():
     assert area({1: [1.0, 3.0], 2: [3.0, 5.0], 3: [100.0]}) == [2.0, 4.0]
 
 
-def test_failing_tests_on_the_card_are_named(monkeypatch):
-    output = "FAILED tests/a.py::test_x - boom\n1 failed, 3 passed in 1s\n"
-    monkeypatch.setattr(
-        check.subprocess, "run", lambda *a, **k: type("Done", (), {"stdout": output, "stderr": ""})
-    )
-    found = check.gpu_tests(False, 1.0)
-    assert found == {"failed": 1, "passed": 3, "failures": ["tests/a.py::test_x"], "right": False}
+TESTS = """
+import time
+import pytest
+pytestmark = pytest.mark.gpu
+def test_good(): pass
+@pytest.mark.parametrize("x", ["a b"])
+def test_bad(x): assert x == "c", "boom"
+def test_long(): time.sleep({seconds})
+"""
+
+
+def test_failing_tests_on_the_card_are_named_with_the_reason(tmp_path):
+    (tmp_path / "test_card.py").write_text(TESTS.format(seconds=0))
+    found = check.gpu_tests([str(tmp_path)], 60.0, tmp_path / "report.txt")
+    failures = found.pop("failures")
+    assert found == {"passed": 2, "failed": 1, "finished": True, "right": False}
+    assert len(failures) == 1 and "test_bad[a b]" in failures[0] and "boom" in failures[0]
+    assert "AssertionError: boom" in (tmp_path / "report.txt").read_text()
+
+
+def test_tests_that_do_not_end_count_as_far_as_they_came(tmp_path):
+    (tmp_path / "test_card.py").write_text(TESTS.format(seconds=600).replace('"c"', '"a b"'))
+    found = check.gpu_tests([str(tmp_path)], 10.0, tmp_path / "report.txt")
+    assert found == {"passed": 2, "finished": False, "failures": [], "right": None}
+
+
+def test_what_was_wrong_is_checked_again_and_the_result_says_how_many_are_right(tmp_path):
+    one = Record(tmp_path, "check", 60.0, "cpu", True, "check")
+    for name, right in {"a": True, "b": False, "c": None}.items():
+        one.measure(name, lambda right=right: {"right": right})
+    one.measure("d", lambda: 1 / 0)
+    check.conclude(one, None)
+    assert one.figures["result"] == "1 of 3 right, 2 not finished; WRONG: b"
+    check.forget_what_is_wrong(one)
+    assert set(one.figures) == {"a", "result"}
+
+
+SMALL = (
+    "--env Pendulum-v1 --preset quick --agent.actor-width 8 --agent.critic-width 8 --agent.critic-blocks 1"
+)
+
+
+@pytest.mark.gpu
+def test_updates_are_checked_with_graphs_alone_and_together():
+    flags = f"--algo sac {SMALL} --device cuda --replay.batch-size 8"
+    found = check.graphs_against_eager(flags, 3)
+    assert found["right"] and not found["fell back to eager"]
+    assert check.twice(flags, 2)["right"] and check.together(flags, 2, 2)["right"]
+
+
+@pytest.mark.gpu
+def test_a_graph_that_does_not_learn_is_found(monkeypatch):
+    monkeypatch.setattr("agents.learner.GraphLearner.learn", lambda self, count: None)
+    found = check.graphs_against_eager(f"--algo sac {SMALL} --device cuda --replay.batch-size 8", 2)
+    assert not found["right"]
+
+
+def test_env_steps_are_counted_for_all_environments():
+    found = speed.env_steps("CartPole-v1", 0.06)
+    assert set(found) == {"1 environments", "4 environments", "16 environments"}
+    assert all(rate > 0 for rate in found.values())
+
+
+def test_targets_say_what_was_met_and_what_was_missed():
+    figures = {
+        "SAC reset": {"reset, ms": 3.0},
+        "DQN updates on frames, 1 run": {"joint updates per second": 10.0},
+    }
+    assert speed.held_against_targets(figures) == {
+        "SAC reset: reset, ms": "3, at most 4 wanted: met",
+        "DQN updates on frames, 1 run: joint updates per second": "10, at least 3000 wanted: MISSED",
+    }
 
 
 def rehearse(part, folder, *flags):

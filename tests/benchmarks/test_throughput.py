@@ -70,6 +70,28 @@ def test_an_update_as_the_loop_makes_it_can_be_timed():
     assert batch.obs.shape == (1, rivals.BATCH, rivals.OBS) and losses["critic_loss"].isfinite()
 
 
+@pytest.mark.parametrize("agents", [1, 2])
+def test_the_precision_asked_for_is_the_one_that_is_timed(agents):
+    flags = "--agent.critic-width 8 --agent.critic-blocks 0 --agent.actor-width 8 --agent.actor-blocks 0"
+    losses = {
+        precision: throughput.learner_update(
+            "cpu", *flags.split(), "--precision", precision, agents=agents
+        )()[1]
+        for precision in ("float32", "bf16")
+    }
+    one, other = (losses[precision]["critic_loss"] for precision in ("float32", "bf16"))
+    assert not torch.equal(one, other) and torch.allclose(one, other, rtol=0.05)
+
+
+def test_compiled_losses_are_timed_where_they_are_asked_for(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compiled.append(function) or function)
+    monkeypatch.setattr("agents.numerics.missing_compiler", lambda device: None)
+    flags = "--compile true --agent.critic-width 8 --agent.critic-blocks 0"
+    throughput.learner_update("cpu", *flags.split())()
+    assert compiled
+
+
 def test_a_step_of_stacked_agents_acts_stores_and_learns():
     step = throughput.stack_step(2, "cpu")
     assert step["act"]().shape == (2, 16)
