@@ -177,7 +177,7 @@ def _starts(flags: str, seeds: Sequence[int]) -> list[list[Tensor]]:
     group.learn(1)
     after = [learning_tensors([agent]) for agent in group.agents]
     return [
-        [*first, *(torch.zeros_like(t, device="cpu", dtype=torch.float64) for t in late[len(first) :])]
+        [*first, *(torch.zeros(t.shape, dtype=torch.float64) for t in late[len(first) :])]
         for first, late in zip(firsts, after, strict=True)
     ]
 
