@@ -301,7 +301,10 @@ class _Storages:
         self._known: dict[int, StorageWeakRef] = {}
 
     def add(self, tensor: torch.Tensor) -> None:
-        reference = StorageWeakRef(tensor.untyped_storage())
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._known:
+            return
+        reference = StorageWeakRef(storage)
         self._known[reference.cdata] = reference
         if len(self._known) > 50_000:
             self._known = {key: r for key, r in self._known.items() if not r.expired()}
@@ -311,6 +314,7 @@ class _Storages:
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_NUMBERS = {int, float, bool, str, type(None)}
 
 
 def _inner(tensor: torch.Tensor) -> torch.Tensor:
@@ -335,14 +339,21 @@ class _Mode(TorchDispatchMode):
     def __init__(self, gpu: Pretended) -> None:
         super().__init__()
         self.gpu = gpu
+        self._names: dict = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled under this mode, and to keep the compiler out costs more than the mode
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         gpu, kwargs = self.gpu, dict(kwargs or {})
         given = tensors_in((args, kwargs))
-        if any(type(t) not in _PLAIN for t in given):
-            return function(*args, **kwargs)
-        name = function._schema.name.removeprefix("aten::")
-        there = [t for t in given if gpu.holds(t)]
+        for tensor in given:
+            if type(tensor) not in _PLAIN:
+                return function(*args, **kwargs)
+        if (name := self._names.get(function)) is None:
+            name = self._names[function] = function._schema.name.removeprefix("aten::")
+        there = [t for t in given if t in gpu._on_device]
         device = kwargs.get("device")
         # Autograd names the CPU for what it makes beside a tensor on the device.
         on_device = bool(there) or (device is not None and torch.device(device).type == "cuda")
@@ -359,7 +370,7 @@ class _Mode(TorchDispatchMode):
             gpu.upload(args[0])
         result = function(*args, **kwargs)
         for tensor in tensors_in(result):
-            if on_device and not any(tensor is t for t in given):
+            if on_device and tensor not in gpu._on_device and not any(tensor is t for t in given):
                 gpu._on_device.add(tensor)
             if pinned:
                 gpu._pinned.add(tensor)
@@ -381,9 +392,9 @@ class _Mode(TorchDispatchMode):
         if name == "_to_copy" and not on_device:
             gpu.wait("copy to the host")
             return
-        here = [t for t in given if not gpu.holds(t)]
-        if not here:
+        if len(there) == len(given):
             return
+        here = [t for t in given if not gpu.holds(t)]
         if name in ("copy_", "_foreach_copy_"):
             pairs = [args[:2]] if name == "copy_" else zip(*args[:2], strict=True)
             asynchronous = kwargs.get("non_blocking") or (len(args) > 2 and args[2])
@@ -452,13 +463,24 @@ class _Graph:
 
 def tensors_in(values) -> list[torch.Tensor]:
     """The tensors in an operation's arguments or result, in order."""
-    if isinstance(values, torch.Tensor):
-        return [values]
-    if isinstance(values, dict):
-        values = values.values()
-    elif not isinstance(values, list | tuple):
-        return []
-    return [tensor for value in values for tensor in tensors_in(value)]
+    found: list[torch.Tensor] = []
+    _gather((values,), found)
+    return found
+
+
+def _gather(values, found: list[torch.Tensor]) -> None:
+    for value in values:
+        kind = type(value)
+        if kind in _PLAIN:
+            found.append(value)
+        elif kind in _NUMBERS:
+            continue
+        elif isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, dict):
+            _gather(value.values(), found)
+        elif isinstance(value, list | tuple):
+            _gather(value, found)
 
 
 def repeat(operations) -> None:

@@ -178,11 +178,12 @@ def same_learning(device: str, tiny: bool) -> dict[str, float]:
     tf32 learns the same where its losses are no further away than those of other minibatches.
     """
     flags, updates = TINY.split() if tiny else [], 3 if tiny else 1000
-    precisions = {"float32": "float32", "lower": "bf16" if device == "cpu" else "tf32", "again": "float32"}
+    lower = "bf16" if device == "cpu" else "tf32"
+    precisions = {"float32": "float32", lower: lower, "float32, other minibatches": "float32"}
     losses: dict[str, dict[str, float]] = {}
     for name, precision in precisions.items():
         update = learner_update(device, "--precision", precision, *flags)
-        if name == "again":
+        if name != precision:
             update()  # all draws that follow are one minibatch later
         last: list[dict[str, torch.Tensor]] = []
         for _ in range(updates):

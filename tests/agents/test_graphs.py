@@ -94,9 +94,10 @@ def _compare(case, plain):
         assert_same(a.state_dict(), b.state_dict())
 
 
-@pytest.mark.parametrize("algo", ["sac", "dqn"])
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_capture_that_fails_costs_speed_and_one_warning_each_for_updates_and_acting(algo, count, warnings):
+@pytest.mark.parametrize(("algo", "count"), [("sac", 1), ("dqn", 2)])
+def test_a_capture_that_fails_costs_speed_and_one_warning_each_for_updates_and_acting(
+    algo, count, warnings, untraced
+):
     def failing(body, side):
         body()
         try:
@@ -120,12 +121,12 @@ def _without_the_last_operation(body, side):
 
 
 @pytest.mark.parametrize("algo", ["sac", "dqn", "td3"])
-def test_a_graph_that_differs_from_the_eager_updates_is_found_at_once_and_left(algo, warnings):
+def test_a_graph_that_differs_from_the_eager_updates_is_found_at_once_and_left(algo, warnings, untraced):
     _compare(Case(algo, _without_the_last_operation), Case(algo, None))
     assert len(warnings) == 1 and "differ from eager ones" in warnings[0]
 
 
-def test_recorded_acting_that_differs_is_found_at_once_and_left(warnings):
+def test_recorded_acting_that_differs_is_found_at_once_and_left(warnings, untraced):
     def stale(body, side):
         result = body().clone()
         return lambda: result + 1

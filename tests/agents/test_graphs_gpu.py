@@ -37,7 +37,7 @@ def assert_close(one, other, where=""):
         )
 
 
-def through(one, other, resets=lambda case, step, batches: None, steps=10):
+def through(one, other, resets=lambda case, step, batches: None, steps=8):
     for step in range(steps):
         for case in (one, other):
             case.actions = case.step()
@@ -85,17 +85,17 @@ def test_captured_updates_equal_eager_ones_through_resets(algo, reset):
 
 
 def test_captured_updates_on_frames_equal_eager_ones():
-    through(*pair("pixels"), steps=8)
+    through(*pair("pixels"))
 
 
 @pytest.mark.parametrize("algo", [slow_unless(False, "sac"), "dqn", slow_unless(False, "pixels")])
 def test_captured_updates_of_several_agents_equal_eager_ones(algo):
-    through(*pair(algo, count=3), steps=8)
+    through(*pair(algo, count=3))
 
 
 @pytest.mark.parametrize("precision", [slow_unless(False, "tf32"), "bf16"])
 def test_captured_updates_equal_eager_ones_in_every_precision(precision):
-    through(*pair("sac", numerics=Numerics(precision)), steps=8)
+    through(*pair("sac", numerics=Numerics(precision)))
     assert torch.backends.cuda.matmul.fp32_precision != "tf32"
 
 
@@ -121,7 +121,7 @@ def test_a_reset_in_place_reaches_the_captured_graph_without_a_new_capture():
 
 
 @pytest.mark.parametrize("algo", ["sac", "dqn"])
-def test_a_loaded_checkpoint_goes_on_through_graphs(algo):
+def test_a_loaded_checkpoint_goes_on_through_graphs(algo, untraced):
     one, other = Case(algo, capture, device=CUDA), Case(algo, capture, device=CUDA)
     for case in (one, other):
         case.step()
@@ -137,7 +137,7 @@ def test_a_loaded_checkpoint_goes_on_through_graphs(algo):
     assert_close(one.agents[0].state_dict(), agent.state_dict())
 
 
-def test_the_gpu_draws_what_the_cpu_draws():
+def test_the_gpu_draws_what_the_cpu_draws(untraced):
     cpu, gpu = Case("sac", None), Case("sac", capture, device=CUDA)
     for case in (cpu, gpu):
         for _ in range(5):
