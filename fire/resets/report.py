@@ -84,7 +84,8 @@ class ResetReport:
 
     Attributes:
         layers: to every weight layer.
-        seconds: time it took, this report excluded.
+        seconds: time it took, this report excluded. On a GPU planning counts by the GPU's clock, and writing as long as
+            it takes to start it.
         left_alone: name of every weight layer and every other parameter of two or more dimensions that was not changed,
             and of units that could not be judged, each with the reason.
         kept: by network, what of its behaviour on the probe batch was kept, see :func:`fire.metrics.kept.kept`.
