@@ -161,6 +161,8 @@ class Pretended(contextlib.ExitStack):
         def moved(tensor, *args, copy=False, **kwargs):
             if args and isinstance(args[0], torch.Tensor):
                 args = (args[0].device, args[0].dtype, *args[1:])
+            names = 2 if args and isinstance(args[0], torch.dtype) else 3  # before the one that _parse_to refuses
+            copy, args = copy or any(args[names:]), args[:names]
             device, dtype, asynchronous, layout = torch._C._nn._parse_to(*args, **kwargs)
             dtype, layout = dtype or tensor.dtype, layout or torch.preserve_format
             if device is None or (device.type == "cuda") == gpu.holds(_inner(tensor)):
@@ -230,6 +232,9 @@ class Pretended(contextlib.ExitStack):
             "get_device_name": lambda device=None: "pretended",
             "synchronize": lambda device=None: self.wait("synchronize"),
             "mem_get_info": lambda device=None: (80 << 30, 80 << 30),
+            "reset_peak_memory_stats": lambda device=None: None,
+            "max_memory_allocated": lambda device=None: 0,
+            "memory_allocated": lambda device=None: 0,
             "get_rng_state": lambda device=None: state,
             "set_rng_state": lambda state, device=None: None,
             "is_current_stream_capturing": lambda: self.recording is not None,

@@ -170,6 +170,23 @@ def test_updates_are_checked_with_graphs():
     checked("cuda")
 
 
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_what_speed_measures_on_a_card_runs_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "busy_share", lambda call, count: 0.5)  # of a profiler that needs a card
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    one = Record(tmp_path, "speed", 600.0, "cuda", True, "speed")
+    assert speed.machine("cuda", 16)["tf32 TFLOP per second"] > 0
+    for runs, precision in ((1, "tf32"), (2, "bf16")):
+        found = speed.sac(one, runs, precision, False, 1, "cuda", True)
+        assert found["agent updates per second"] > 0 and found["share of time in kernels"] == 0.5
+    assert "q_mean, tf32" in speed.same_learning("cuda", True)
+    assert speed.dqn(1, 1, "cuda")["joint updates per second"] > 0
+    assert speed.lean(1, "cuda")["joint updates per second"] > 0
+    assert speed.network_reset("nature_cnn", "cuda", 1)["ours, with report, ms"] > 0
+    assert speed.agent_reset("cuda", True)["reset, ms"] > 0
+
+
 def test_how_far_results_lie_apart_is_a_share_of_the_way():
     start, one, other = ([torch.tensor(values)] for values in ([1.0, 0.0], [1.0, 4.0], [1.0, 5.0]))
     assert check.furthest(one, other, start) == pytest.approx(1 / 5)
