@@ -300,7 +300,7 @@ def memory(game: str, rounds: int, contenders: list[str]) -> dict[str, object]:
     }
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter(), time.process_time()
-        path = checkpoint.save(Path(folder), "step", 0, {"replay": buffer.run(0).state_dict()}, keep=1)
+        path = checkpoint.save(Path(folder), "step", 0, {"replay": buffer.run(0).state_dict()})
         figures["save_seconds"] = time.perf_counter() - start[0]
         figures["save_cpu_seconds"] = time.process_time() - start[1]
         figures["checkpoint_gb"] = sum(f.stat().st_size for f in path.iterdir()) / 1e9

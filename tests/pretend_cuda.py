@@ -161,7 +161,9 @@ class Pretended(contextlib.ExitStack):
         def moved(tensor, *args, copy=False, **kwargs):
             if args and isinstance(args[0], torch.Tensor):
                 args = (args[0].device, args[0].dtype, *args[1:])
-            names = 2 if args and isinstance(args[0], torch.dtype) else 3  # before the one that _parse_to refuses
+            names = (
+                2 if args and isinstance(args[0], torch.dtype) else 3
+            )  # before the one that _parse_to refuses
             copy, args = copy or any(args[names:]), args[:names]
             device, dtype, asynchronous, layout = torch._C._nn._parse_to(*args, **kwargs)
             dtype, layout = dtype or tensor.dtype, layout or torch.preserve_format
