@@ -101,10 +101,10 @@ def conclude(record: Record, args: argparse.Namespace) -> None:
             axes.plot(*zip(*points, strict=True), "o-", label=precision)
     if axes.lines:
         axes.legend()
-    axes.set(
-        xlabel="runs in one program", ylabel="agent updates per second", title="SAC at the paper's widths"
-    )
-    axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * max(max(line.get_ydata()) for line in axes.lines))
+    axes.set_xticks(RUNS)
+    title = "tiny SAC, a rehearsal" if record.rehearsal else "SAC at the paper's widths"
+    axes.set(xlabel="runs in one program", ylabel="agent updates per second", title=title)
     figure.savefig(record.folder / "speed.png")
 
 
