@@ -90,6 +90,15 @@ def documented_keys():
     return set(re.findall(r"^\| `([^`]+)` \|", text, flags=re.MULTILINE))
 
 
+def test_no_docstring_is_counted_on():
+    """Under ``python -OO`` they are None."""
+    for package in OURS:
+        for path in (ROOT / package).rglob("*.py") if package not in COMMANDS else [ROOT / f"{package}.py"]:
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Attribute):
+                    assert "__doc__" not in (getattr(node.value, "id", ""), getattr(node.value, "attr", "")), path
+
+
 def test_every_metric_and_reset_key_is_documented_and_nothing_else():
     ours = {key for key in documented_keys() if key.startswith(("plasticity", "reset"))}
     assert ours == set(METRIC_KEYS) | set(DIAGNOSTIC_KEYS) | set(RESET_KEYS) | {

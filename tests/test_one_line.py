@@ -229,6 +229,7 @@ def test_a_file_system_without_locks_trains_with_one_warning(number, finished, t
     assert_same(newest(tmp_path / "run"), newest(finished))
 
 
+@pytest.mark.slow  # Python compiles every module of PyTorch once more; test_architecture looks at ours
 def test_evaluate_works_without_docstrings(finished):
     process = subprocess.run(
         [sys.executable, "-OO", "evaluate.py", str(finished), "--episodes", "1"],
