@@ -96,7 +96,10 @@ def test_no_docstring_is_counted_on():
         for path in (ROOT / package).rglob("*.py") if package not in COMMANDS else [ROOT / f"{package}.py"]:
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Attribute):
-                    assert "__doc__" not in (getattr(node.value, "id", ""), getattr(node.value, "attr", "")), path
+                    assert "__doc__" not in (
+                        getattr(node.value, "id", ""),
+                        getattr(node.value, "attr", ""),
+                    ), path
 
 
 def test_every_metric_and_reset_key_is_documented_and_nothing_else():
