@@ -30,6 +30,8 @@ from typing import Any
 
 import torch
 
+from common import segments
+
 ROOT = Path(__file__).parents[1]
 TASKS = {
     "h1-walk": (
@@ -98,7 +100,7 @@ def digests(run_dir: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for checkpoint in sorted((run_dir / "checkpoints").iterdir()):
         for path in sorted(checkpoint.glob("*.pt")):
-            state = torch.load(path, weights_only=True)
+            state = segments.attach(torch.load(path, weights_only=True), checkpoint, "cpu")
             found[f"{checkpoint.name}/{path.name}"] = dict(_tensors(state, ""))
     found["scalars.csv"] = {
         f"{step} {key}": value

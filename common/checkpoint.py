@@ -1,7 +1,8 @@
 """Atomic checkpoints: a folder appears under its final name only when it is complete and on disk.
 
 A checkpoint ``<kind>_<env step>/`` holds one ``.pt`` file per part, readable with ``torch.load(weights_only=True)``,
-and ``manifest.json`` with the format version, the step and a SHA-256 of every file.
+and ``manifest.json`` with the format version, the step and a SHA-256 of every file. Large tensors of parts that are to
+be shared lie beside them as ``.segment`` files (``common.segments``): one on disk, whichever checkpoints have it.
 
 A run that has saved nothing yet is marked: ``begin`` makes ``.first.partial/``, and the first ``step`` checkpoint is
 that very folder, filled and renamed. So at every moment there is either the mark or a checkpoint, and a folder with
@@ -25,9 +26,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from common import segments
 from common.files import sync
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)  # 1: without segments
 _ARRAY_KEY = "__ndarray__"
 _MARK = ".first.partial"
 _SESSION = "session.txt"
@@ -67,7 +70,14 @@ def session_of(path: Path) -> str | None:
         return "" if path is mark else None
 
 
-def save(folder: Path, kind: str, env_step: int, parts: Mapping[str, Any]) -> Path:
+def save(
+    folder: Path,
+    kind: str,
+    env_step: int,
+    parts: Mapping[str, Any],
+    shared: Collection[str] = (),
+    others: Sequence[Path] = (),
+) -> Path:
     """Write ``parts`` (nested dicts and lists of tensors, arrays, numbers, text).
 
     Args:
@@ -75,6 +85,8 @@ def save(folder: Path, kind: str, env_step: int, parts: Mapping[str, Any]) -> Pa
         kind: ``step`` or ``best``.
         env_step: environment steps done.
         parts: one file each.
+        shared: names of parts whose large tensors are shared with the newest checkpoint of this kind, and with
+        others: checkpoints of other runs, which may be gone by now.
 
     Raises:
         CheckpointError: the disk is full or cannot be written; older checkpoints stay.
@@ -86,10 +98,15 @@ def save(folder: Path, kind: str, env_step: int, parts: Mapping[str, Any]) -> Pa
     try:
         _repair(folder)
         partial.mkdir(parents=True, exist_ok=True)
+        _empty(partial)
+        sources = [*find(folder, kind)[-1:], *others]
         digests = {}
         for name, part in parts.items():
-            path = partial / f"{name}.pt"
-            torch.save(_pack(part), path)
+            path, content = partial / f"{name}.pt", _pack(part)
+            if name in shared:
+                content, found = segments.detach(content, partial, sources)
+                digests.update(found)
+            torch.save(content, path)
             sync(path)
             digests[path.name] = _digest(path)
         manifest = {"format_version": FORMAT_VERSION, "env_step": env_step, "sha256": digests}
@@ -252,8 +269,11 @@ def load(path: Path, parts: Iterable[str], device: torch.device | str = "cpu") -
                 raise CheckpointError(
                     f"checkpoint file {file} is damaged: its SHA-256 is not the one in the manifest"
                 )
-            state[name] = _unpack(torch.load(file, map_location=device, weights_only=True))
+            content = torch.load(file, map_location=device, weights_only=True)
+            state[name] = _unpack(segments.attach(content, path, device))
         except FileNotFoundError as error:
+            if file.exists():
+                raise CheckpointError(f"checkpoint file {error.filename} is missing") from error
             raise CheckpointError(f"checkpoint {path} has no part {name!r}") from error
         except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
             if isinstance(error, CheckpointError):
@@ -279,9 +299,9 @@ def _manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / "manifest.json").read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {path} has no readable manifest.json: {_reason(error)}") from error
-    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
+    if not isinstance(manifest, dict) or manifest.get("format_version") not in READABLE:
         version = manifest.get("format_version") if isinstance(manifest, dict) else None
-        raise CheckpointError(f"checkpoint {path} has format version {version}, not {FORMAT_VERSION}")
+        raise CheckpointError(f"checkpoint {path} has format version {version}, not one of {READABLE}")
     if not (type(manifest.get("env_step")) is int and isinstance(manifest.get("sha256"), dict)):
         raise CheckpointError(f"checkpoint {path}: its manifest.json lacks env_step or sha256")
     return manifest

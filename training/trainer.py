@@ -375,7 +375,8 @@ class Trainer:
                 "replay_generator": self.minibatches.get_state(),
             },
         }
-        checkpoint.save(self.checkpoint_dir, "step", self.clock.env_step, parts)
+        others = [] if self._source is None or self._is_own(self._source) else [self._source]
+        checkpoint.save(self.checkpoint_dir, "step", self.clock.env_step, parts, ["replay"], others)
 
     def prune(self) -> None:
         """Delete the checkpoints beyond the number that is kept, but those that are kept for good."""

@@ -58,8 +58,8 @@ class Disk:
             else:
                 self.certain_bytes[self._inode(path)] = path.read_bytes()
 
-        def saved(folder, kind, env_step, parts):
-            path = save(folder, kind, env_step, parts)
+        def saved(folder, kind, env_step, *args):
+            path = save(folder, kind, env_step, *args)
             if kind == "step":
                 self._saved[folder.parent.relative_to(self.root)] = env_step
             return path
