@@ -3,6 +3,7 @@
 python sweep.py experiments/demo.yaml
 python sweep.py experiments/figure_4a.yaml --dry-run
 python sweep.py experiments/figure_4a.yaml --ray auto
+python sweep.py experiments/figure_4a.yaml --slurm 240
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from common.threads import let_idle_threads_sleep
 from configs.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sweeps.cluster import Cluster
+    from sweeps.experiment import Experiment
+    from sweeps.queue import Machines
 
 
 class _Parser(argparse.ArgumentParser):
@@ -85,28 +87,55 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         metavar="X",
         help="graphics cards of each program on Ray, a part of one too: 0.25 (default: 0)",
     )
+    parser.add_argument(
+        "--slurm",
+        type=int,
+        metavar="MINUTES",
+        help="make the runs as jobs of Slurm with that time limit, see docs/cluster.md",
+    )
+    parser.add_argument(
+        "--slurm-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of sbatch: partition=gpu gpus_per_node=1 cpus_per_task=4; cluster=local needs no Slurm, to try it out",
+    )
     args = parser.parse_args(argv)
-    for flag, value, least in (("--workers", args.workers, 1), ("--ray-cpus", args.ray_cpus, 1)):
+    least_values = (
+        ("--workers", args.workers, 1),
+        ("--ray-cpus", args.ray_cpus, 1),
+        ("--slurm", args.slurm, 1),
+    )
+    for flag, value, least in least_values:
         if value is not None and value < least:
             raise ConfigError(f"{flag} must be at least {least}, got {value}")
     if not (0 <= args.ray_gpus < 1 or (float(args.ray_gpus).is_integer() and args.ray_gpus > 0)):
         raise ConfigError(f"--ray-gpus must be a part of one or a whole number, got {args.ray_gpus:g}")
     if not args.ray and (args.ray_cpus != 1 or args.ray_gpus):
         raise ConfigError("--ray-cpus and --ray-gpus need --ray")
-    if args.ray and args.dry_run:
-        raise ConfigError("--dry-run measures this machine; leave --ray out")
+    if args.slurm_options and not args.slurm:
+        raise ConfigError("--slurm-options need --slurm")
+    if args.ray and args.slurm:
+        raise ConfigError("--ray and --slurm exclude each other")
+    if (args.ray or args.slurm) and args.dry_run:
+        raise ConfigError(f"--dry-run measures this machine; leave {'--ray' if args.ray else '--slurm'} out")
     return args
 
 
 @contextlib.contextmanager
-def _cluster(args: argparse.Namespace) -> Iterator[Cluster | None]:
-    if not args.ray:
-        yield None
-        return
-    from sweeps.cluster import Cluster, Share
+def _machines(args: argparse.Namespace, experiment: Experiment, folder: Path) -> Iterator[Machines | None]:
+    if args.ray:
+        from sweeps.cluster import Cluster, Share
 
-    with contextlib.closing(Cluster(args.ray, Share(args.ray_cpus, args.ray_gpus))) as cluster:
-        yield cluster
+        with contextlib.closing(Cluster(args.ray, Share(args.ray_cpus, args.ray_gpus))) as cluster:
+            yield cluster
+    elif args.slurm:
+        from sweeps.slurm import Slurm, parse_options
+
+        options = parse_options(args.slurm_options)
+        yield Slurm(args.slurm, options, folder / "logs" / "slurm", experiment.name)
+    else:
+        yield None
 
 
 def main(argv: list[str]) -> int:
@@ -126,8 +155,9 @@ def main(argv: list[str]) -> int:
     from training.failures import one_line
 
     try:
-        with _cluster(args) as cluster:
-            session = Session(experiment, runs, args.output, args.workers, args.allow_import, cluster)
+        folder = args.output or Path("runs") / experiment.name
+        with _machines(args, experiment, folder) as machines:
+            session = Session(experiment, runs, folder, args.workers, args.allow_import, machines)
             if args.dry_run:
                 return session.estimate()
             return session.run(retry_failed=args.retry_failed, accept_changes=args.accept_changes)

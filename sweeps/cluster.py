@@ -7,27 +7,22 @@ the same files under the same paths: code, environment and run folders. docs/clu
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.files import UNSUPPORTED
 from configs.errors import ConfigError
-from sweeps.processes import STOPPED, Process
+from sweeps.nodes import POLL_SECONDS, ROOT, Attempt
+from sweeps.processes import STOPPED
 
-ROOT = Path(__file__).parent.parent
 LOCAL = "local"
 # Lost nodes and stops from outside that one program survives.
 RETRIES = 20
-POLL_SECONDS = 0.2
-CLAIM_SECONDS = 5.0  # between two looks at a folder that another process still trains in
 ROOM_SECONDS = 5.0  # between two looks at how large the cluster is
-_CLAIMED = "another process is training in"  # training.folder.Claim
 
 
 class StoppedFromOutsideError(RuntimeError):
@@ -85,6 +80,15 @@ class Cluster:
     def close(self) -> None:
         """Leave the cluster; one that is local ends."""
         self._ray.shutdown()
+
+    @property
+    def threads(self) -> int:
+        """Of each program."""
+        return self.share.cpus
+
+    def batch(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which programs are started at once; Ray takes them one by one."""
+        return contextlib.nullcontext()
 
     def room(self) -> int:
         """Return how many programs the nodes alive hold at a time, memory apart; looked up every few seconds."""
@@ -218,86 +222,18 @@ def _arguments(address: str) -> dict[str, Any]:
 def _train(
     argv: Sequence[str], log: str, locks: Sequence[str], threads: int, home: str
 ) -> tuple[int, list[str]]:
-    """Run ``train.py`` on this node to its end; return its exit code and last lines.
-
-    Args:
-        argv: words behind ``train.py``.
-        log: file.
-        locks: files of which one process in the cluster may have each; ``train.py`` holds them too, until its end.
-        threads: see ``Process``.
-        home: folder to which relative paths are.
+    """Run ``train.py`` on this node to its end; return its exit code and last lines. See ``Attempt`` for arguments.
 
     Raises:
         StoppedFromOutsideError: something other than the sweep has ended it.
     """
-    os.chdir(home)
-    stop = _Cancelled()
-    # The node of an earlier attempt may have been given up while its train.py is alive, and may even come to its end.
-    with stop.heard(), contextlib.ExitStack() as held:
-        descriptors = [held.enter_context(_locked(Path(path), stop)) for path in locks]
-        if stop:
-            return STOPPED[0], []
-        while True:
-            code, lines = _run(Process(argv, Path(log), threads, descriptors), stop)
-            if stop or not (code and lines and _CLAIMED in lines[-1]):
-                break
-            _sleep(CLAIM_SECONDS, stop)
-    if code in STOPPED and not stop:
+    attempt = Attempt(argv, log, locks, threads, home)
+    # What ray.cancel raises here, perhaps several times.
+    before = signal.signal(signal.SIGINT, lambda *_: attempt.stop())
+    try:
+        code, lines = attempt.run()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if code in STOPPED and not attempt.stopped:
         raise StoppedFromOutsideError(f"train.py ended with code {code}")
     return code, lines
-
-
-@contextlib.contextmanager
-def _locked(path: Path, stop: _Cancelled) -> Iterator[int]:
-    """Yield a descriptor of ``path``, locked, as soon as nobody else has it or ``stop`` says so.
-
-    Unlike the lock on a run's folder (``training.folder.Claim``) one on a file that is open for writing holds between
-    the clients of a network file system. Where locks are not supported there is none.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        while not stop:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                _sleep(CLAIM_SECONDS, stop)
-            except OSError as error:
-                if error.errno not in UNSUPPORTED:
-                    raise
-                break
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-class _Cancelled:
-    """Whether ``ray.cancel`` has come, which raises SIGINT here; Ray may say it several times."""
-
-    def __init__(self) -> None:
-        self._heard = False
-
-    def __bool__(self) -> bool:
-        return self._heard
-
-    @contextlib.contextmanager
-    def heard(self) -> Iterator[None]:
-        before = signal.signal(signal.SIGINT, lambda *_: setattr(self, "_heard", True))
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-
-def _run(process: Process, stop: _Cancelled) -> tuple[int, list[str]]:
-    while (code := process.poll()) is None:
-        if stop:
-            process.stop()
-        time.sleep(POLL_SECONDS)
-    return code, process.last_lines()
-
-
-def _sleep(seconds: float, stop: _Cancelled) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and not stop:
-        time.sleep(POLL_SECONDS)

@@ -9,16 +9,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from sweeps.checks import Demand
 from sweeps.experiment import PlannedRun
 from sweeps.processes import STOPPED, Process
 from sweeps.programs import Program, make_programs
 from sweeps.state import Journal, saved_steps
-
-if TYPE_CHECKING:
-    from sweeps.cluster import Cluster
 
 POLL_SECONDS = 0.2
 # Memory of a process beside its replay buffer; results/sweep.md has the measurement.
@@ -46,6 +43,21 @@ class Work(Protocol):
     def wait(self) -> int: ...
 
     def last_lines(self) -> list[str]: ...
+
+
+class Machines(Protocol):
+    """Where programs run other than on this machine: ``sweeps.cluster.Cluster``, ``sweeps.slurm.Slurm``."""
+
+    @property
+    def threads(self) -> int: ...
+
+    def room(self) -> int: ...
+
+    def require_fit(self, name: str, memory: int) -> None: ...
+
+    def batch(self) -> contextlib.AbstractContextManager[None]: ...
+
+    def start(self, argv: Sequence[str], log: Path, locks: Sequence[Path], memory: int) -> Work: ...
 
 
 class Watcher(Protocol):
@@ -87,7 +99,7 @@ class Queue:
         limits: Limits,
         journal: Journal,
         watcher: Watcher,
-        cluster: Cluster | None = None,
+        cluster: Machines | None = None,
     ) -> None:
         self.runs = list(runs)
         self.folder = folder
@@ -123,7 +135,8 @@ class Queue:
         """Do what there is to do now; returns whether anything is left."""
         self._take_ended()
         if not self._stop_requests:
-            self._start_what_fits()
+            with contextlib.nullcontext() if self._cluster is None else self._cluster.batch():
+                self._start_what_fits()
         # Not in the handler: a signal may come while a program is just being started.
         for process in self.running.values() if self._stop_requests else ():
             process.kill() if self._at_once else process.stop()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,13 +13,10 @@ from configs.errors import ConfigError
 from sweeps import plan as plans
 from sweeps.checks import Demand, inspect
 from sweeps.experiment import Experiment, PlannedRun
-from sweeps.queue import PROCESS_BYTES, Limits, Queue
+from sweeps.queue import PROCESS_BYTES, Limits, Machines, Queue
 from sweeps.state import Journal
 from sweeps.watch import Watch
 from training.folder import Claim
-
-if TYPE_CHECKING:
-    from sweeps.cluster import Cluster
 
 
 class Session:
@@ -29,7 +25,7 @@ class Session:
     Args:
         experiment: as its file says.
         runs: those of it that are asked for.
-        output: folder of the experiment, or None for the default.
+        folder: of the experiment.
         workers: programs at a time, or None for as many as fit.
         cluster: where the runs are made; None: on this machine.
         allow_import: see ``sweeps.checks.inspect``.
@@ -42,18 +38,18 @@ class Session:
         self,
         experiment: Experiment,
         runs: Sequence[PlannedRun],
-        output: Path | None,
+        folder: Path,
         workers: int | None,
         allow_import: bool,
-        cluster: Cluster | None = None,
+        cluster: Machines | None = None,
     ) -> None:
         self.experiment = experiment
         self.runs = runs
-        self.folder = output or Path("runs") / experiment.name
+        self.folder = folder
         self.cluster = cluster
         self.demands = inspect(experiment.runs, experiment.file, allow_import)
         self.stacked = _stacked(experiment, self.demands)
-        self.limits = Limits(workers or 0, cluster.share.cpus, None) if cluster else _limits(workers)
+        self.limits = Limits(workers or 0, cluster.threads, None) if cluster else _limits(workers)
 
     def run(self, retry_failed: bool, accept_changes: bool) -> int:
         """Make the runs; returns the exit code."""

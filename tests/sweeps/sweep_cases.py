@@ -2,16 +2,28 @@
 
 import contextlib
 import io
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import sweep
 import train
+from common import checkpoint
 from sweeps.experiment import read_experiment
 
+ROOT = Path(__file__).parents[2]
+PATIENCE = 400.0  # seconds, on a machine that has other work
+STARTED: list[subprocess.Popen[str]] = []  # ended after each test, whatever came of it
 BASE = (
     "base: {algo: dqn, env: CartPole-v1, preset: quick, total_steps: 200, replay.learning_starts: 60, "
     "replay.batch_size: 16, replay.replay_ratio: 0.2, eval.every: 100, eval.episodes: 1, log.every: 30, "
     "log.metrics_every: 0, log.probe_size: 32, agent.hidden_widths: [16], checkpoint.every: 100, num_threads: 1}\n"
+)
+# Two runs that take long enough to be stopped on their way.
+LONG = (
+    BASE.replace("total_steps: 200", "total_steps: 2_500") + "grid: {reset: [none, full]}\ntogether: none\n"
 )
 GRID = "grid: {reset: [none, full], seed: {count: 2}}\n"
 
@@ -56,3 +68,34 @@ def plan(folder: Path, text: str):
 def sweep_here(folder: Path, text: str, *words: str) -> int:
     """The exit code of ``sweep.py`` with an experiment of this text, in ``folder/out``."""
     return sweep.main([str(write(folder, text)), "--output", str(folder / "out"), "--workers", "1", *words])
+
+
+def start(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+    """``sweep.py`` as a process of its own, on the experiment that ``write`` wrote, in ``folder/out``."""
+    command = [sys.executable, str(ROOT / "sweep.py"), str(folder / "small.yaml")]
+    command += ["--output", str(folder / "out"), *words]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    STARTED.append(process)
+    return process
+
+
+def until(condition, seconds=PATIENCE):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it does not come"
+        time.sleep(0.05)
+
+
+def folders(folder):
+    """Those of the two runs of ``LONG``."""
+    return [folder / "out" / f"reset={reset}/seed0" for reset in ("none", "full")]
+
+
+def steps(run_dir):
+    return [checkpoint.step_of(path) for path in checkpoint.find(run_dir / "checkpoints", "step")]

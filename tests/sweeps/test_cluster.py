@@ -5,7 +5,6 @@ import fcntl
 import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from typing import Any
 import pytest
 
 import sweep
-from sweeps import cluster
+from sweeps import cluster, nodes
 from sweeps.cluster import Share
 from sweeps.processes import Process
-from tests.sweeps.sweep_cases import BASE, GRID, plan, write
-from tests.sweeps.test_processes import ROOT, folders, steps, until
+from tests.sweeps.sweep_cases import BASE, GRID, PATIENCE, folders, plan, start, steps, until, write
 from tests.training.test_train import assert_same, newest
 from training import loop
 from training.folder import Claim, is_claimed
@@ -27,7 +25,6 @@ LONG = (
     BASE.replace("total_steps: 200", f"total_steps: {STEPS}")
     + "grid: {reset: [none, full]}\ntogether: none\n"
 )
-PATIENCE = 400.0  # seconds, on a machine that has other work
 ON_LOOPBACK = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -58,6 +55,7 @@ def test_a_node_holds_as_many_programs_as_cores_and_whole_cards_allow(cpus, gpus
         (["--ray-gpus", "nan"], "a part of one or a whole number, got nan"),
         (["--ray-gpus", "0.5"], "need --ray"),
         (["--ray", "local", "--dry-run"], "leave --ray out"),
+        (["--ray", "local", "--slurm", "60"], "exclude each other"),
     ],
 )
 def test_what_ray_cannot_do_is_one_line(words, error, monkeypatch, tmp_path, capsys):
@@ -114,15 +112,6 @@ def two_nodes(monkeypatch):
     nodes.shutdown()
 
 
-def start(folder, *words):
-    command = [sys.executable, str(ROOT / "sweep.py"), str(folder / "small.yaml")]
-    command += ["--output", str(folder / "out"), *words]
-    environment = {**os.environ, **ON_LOOPBACK}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    )
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     """The same runs, each alone and never stopped."""
@@ -141,8 +130,8 @@ def assert_equal(folder, straight):
 def test_a_node_that_loses_power_takes_no_run_with_it(two_nodes, straight, tmp_path):
     address, second = two_nodes
     write(tmp_path, LONG)
-    at_work = start(tmp_path, "--ray", address)
-    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)), PATIENCE)
+    at_work = start(tmp_path, "--ray", address, **ON_LOOPBACK)
+    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)))
     commands = cut_power(second)
     (lost,) = [d for d in folders(tmp_path) if any(str(d) in words for words in commands)]
     assert max(steps(lost)) < STEPS
@@ -163,12 +152,12 @@ def test_a_node_that_loses_power_takes_no_run_with_it(two_nodes, straight, tmp_p
 def test_a_sweep_on_ray_that_ends_early_saves_its_runs_and_goes_on_without_ray(number, straight, tmp_path):
     pytest.importorskip("ray")
     write(tmp_path, LONG)
-    at_work = start(tmp_path, "--ray", "local")
-    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)), PATIENCE)
+    at_work = start(tmp_path, "--ray", "local", **ON_LOOPBACK)
+    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)))
     at_work.send_signal(number)
     out = at_work.communicate(timeout=PATIENCE)[0]
     assert at_work.returncode == (130 if number == signal.SIGINT else -number), out
-    until(lambda: not any(is_claimed(run_dir) for run_dir in folders(tmp_path)), PATIENCE)
+    until(lambda: not any(is_claimed(run_dir) for run_dir in folders(tmp_path)))
     # Saved where they stood, not at the last period.
     assert any(max(steps(run_dir)) % 100 for run_dir in folders(tmp_path))
     goes_on = start(tmp_path)
@@ -186,11 +175,11 @@ def test_a_task_waits_for_the_claim_of_an_attempt_that_is_still_alive(monkeypatc
     fcntl.flock(earlier, fcntl.LOCK_EX)
     waits = []
 
-    def sleep(seconds, stop):
+    def sleep(seconds, over):
         waits.append(log.exists())
         claim.close() if earlier.closed else earlier.close()
 
-    monkeypatch.setattr(cluster, "_sleep", sleep)
+    monkeypatch.setattr(nodes, "_sleep", sleep)
     argv = [*run.flags, "--run-dir", str(folder)]
     assert cluster._train(argv, str(log), [str(lock)], 1, os.getcwd())[0] == 0
     assert waits == [False, True] and steps(folder)[-1] == 200

@@ -3,45 +3,16 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from common import checkpoint
-from sweeps.experiment import read_experiment
 from sweeps.processes import Process
 from sweeps.state import Journal
-from tests.sweeps.sweep_cases import BASE, write
+from tests.sweeps.sweep_cases import LONG, PATIENCE, folders, start, steps, until, write
 from tests.training.test_train import assert_same, newest
-from training import loop
 from training.folder import is_claimed
-
-ROOT = Path(__file__).parents[2]
-LONG = (
-    BASE.replace("total_steps: 200", "total_steps: 2_500") + "grid: {reset: [none, full]}\ntogether: none\n"
-)
-
-
-def start(folder, *words):
-    command = [
-        sys.executable,
-        str(ROOT / "sweep.py"),
-        str(folder / "small.yaml"),
-        "--output",
-        str(folder / "out"),
-        *words,
-    ]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def until(condition, seconds=120.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it does not come"
-        time.sleep(0.05)
 
 
 def test_a_program_that_cannot_run_says_why_and_one_that_is_asked_to_stop_does(tmp_path):
@@ -52,26 +23,9 @@ def test_a_program_that_cannot_run_says_why_and_one_that_is_asked_to_stop_does(t
     assert process.wait() == -signal.SIGTERM and process.poll() == -signal.SIGTERM
 
 
-def folders(folder):
-    return [folder / "out" / f"reset={reset}/seed0" for reset in ("none", "full")]
-
-
-def steps(run_dir):
-    return [checkpoint.step_of(path) for path in checkpoint.find(run_dir / "checkpoints", "step")]
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    """The same runs, never stopped."""
-    folder = tmp_path_factory.mktemp("straight")
-    for run in read_experiment(write(folder, LONG)).runs:
-        loop.train(run.config, folder / "out" / run.folder)
-    return folder
-
-
 def assert_equal_in_the_end(folder, straight):
     sweep = start(folder)
-    out = sweep.communicate(timeout=300)[0]
+    out = sweep.communicate(timeout=PATIENCE)[0]
     assert sweep.returncode == 0, out
     for one, other in zip(folders(folder), folders(straight), strict=True):
         assert_same(newest(one), newest(other))
@@ -84,7 +38,7 @@ def test_asked_to_stop_it_saves_all_runs(number, straight, tmp_path):
     sweep = start(tmp_path, "--workers", "2")
     until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)))
     sweep.send_signal(number)
-    out = sweep.communicate(timeout=120)[0]
+    out = sweep.communicate(timeout=PATIENCE)[0]
     assert sweep.returncode == 130 and "the same command goes on" in out, out
     assert not any(is_claimed(run_dir) for run_dir in folders(tmp_path))
     # Saved where they stood, not at the last period.
@@ -137,7 +91,7 @@ def test_a_run_that_is_killed_alone_fails_alone(tmp_path):
         if pid.isdigit() and str(folders(tmp_path)[1]).encode() in _command_of(pid)
     )
     os.kill(child, signal.SIGKILL)
-    out = sweep.communicate(timeout=300)[0]
+    out = sweep.communicate(timeout=PATIENCE)[0]
     assert sweep.returncode == 1 and "reset=full/seed0 failed" in out and "signal 9" in out, out
     assert set(Journal(tmp_path / "out").failed) == {"reset=full/seed0"}
     assert steps(folders(tmp_path)[0])[-1] == 2_500
