@@ -88,7 +88,8 @@ class Slurm:
         handed, self._handed = self._handed, []
         if not handed:
             return
-        refusals = (RuntimeError, OSError, subprocess.CalledProcessError, *self._failed)
+        known = (RuntimeError, OSError, subprocess.CalledProcessError)
+        refusals: tuple[type[Exception], ...] = (*known, *self._failed)
         try:
             with self._executor.batch():
                 submitted = [self._executor.submit(job.work) for job in handed]
