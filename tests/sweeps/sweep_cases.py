@@ -85,9 +85,11 @@ def start(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str
     return process
 
 
-def until(condition, seconds=PATIENCE):
+def until(condition, process=None, seconds=PATIENCE):
+    """Wait for ``condition``, which will not come any more once ``process`` has ended."""
     end = time.monotonic() + seconds
     while not condition():
+        assert process is None or process.poll() is None, process.communicate()[0]
         assert time.monotonic() < end, "it does not come"
         time.sleep(0.05)
 

@@ -136,7 +136,7 @@ def test_a_node_that_loses_power_takes_no_run_with_it(two_nodes, straight, tmp_p
     address, second = two_nodes
     write(tmp_path, LONG)
     at_work = start(tmp_path, "--ray", address, **ON_LOOPBACK)
-    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)))
+    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)), at_work)
     commands = cut_power(second)
     (lost,) = [d for d in folders(tmp_path) if any(str(d) in words for words in commands)]
     assert max(steps(lost)) < STEPS
@@ -158,7 +158,7 @@ def test_a_sweep_on_ray_that_ends_early_saves_its_runs_and_goes_on_without_ray(n
     pytest.importorskip("ray")
     write(tmp_path, LONG)
     at_work = start(tmp_path, "--ray", "local", **ON_LOOPBACK)
-    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)))
+    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)), at_work)
     at_work.send_signal(number)
     out = at_work.communicate(timeout=PATIENCE)[0]
     assert at_work.returncode == (130 if number == signal.SIGINT else -number), out

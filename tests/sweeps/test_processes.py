@@ -36,7 +36,7 @@ def assert_equal_in_the_end(folder, straight):
 def test_asked_to_stop_it_saves_all_runs(number, straight, tmp_path):
     write(tmp_path, LONG)
     sweep = start(tmp_path, "--workers", "2")
-    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)))
+    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)), sweep)
     sweep.send_signal(number)
     out = sweep.communicate(timeout=PATIENCE)[0]
     assert sweep.returncode == 130 and "the same command goes on" in out, out
@@ -50,7 +50,7 @@ def test_asked_to_stop_it_saves_all_runs(number, straight, tmp_path):
 def test_a_sweep_that_is_killed_leaves_no_run_training(straight, tmp_path):
     write(tmp_path, LONG)
     sweep = start(tmp_path, "--workers", "2")
-    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)))
+    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)), sweep)
     sweep.kill()
     sweep.wait()
     until(lambda: not any(is_claimed(run_dir) for run_dir in folders(tmp_path)))
@@ -62,7 +62,7 @@ def test_a_sweep_that_is_killed_leaves_no_run_training(straight, tmp_path):
 def test_a_second_start_right_after_a_kill_waits_for_the_runs_that_are_still_saving(straight, tmp_path):
     write(tmp_path, LONG)
     sweep = start(tmp_path, "--workers", "2")
-    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)))
+    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)), sweep)
     sweep.kill()
     assert_equal_in_the_end(tmp_path, straight)
     sweep.wait()
@@ -84,7 +84,7 @@ def test_killed_at_random_moments_it_goes_on(straight, tmp_path):
 def test_a_run_that_is_killed_alone_fails_alone(tmp_path):
     write(tmp_path, LONG)
     sweep = start(tmp_path, "--workers", "2")
-    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)))
+    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)), sweep)
     (child,) = (
         int(pid)
         for pid in os.listdir("/proc")

@@ -103,7 +103,7 @@ def parent_of(run_dir):
 def test_a_job_that_hears_the_signal_before_its_limit_saves_and_goes_on(straight, tmp_path):
     write(tmp_path, LONG)
     at_work = start_jobs(tmp_path)
-    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)))
+    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)), at_work)
     warned = folders(tmp_path)[1]
     os.kill(parent_of(warned), signal.SIGUSR2)
     out = at_work.communicate(timeout=PATIENCE)[0]
@@ -122,7 +122,7 @@ def test_a_job_that_hears_the_signal_before_its_limit_saves_and_goes_on(straight
 def test_ctrl_c_saves_the_runs_of_all_jobs(straight, tmp_path):
     write(tmp_path, LONG)
     at_work = start_jobs(tmp_path)
-    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)))
+    until(lambda: all(steps(run_dir) for run_dir in folders(tmp_path)), at_work)
     at_work.send_signal(signal.SIGINT)
     out = at_work.communicate(timeout=PATIENCE)[0]
     assert at_work.returncode == 130 and "the same command goes on" in out, out
