@@ -25,11 +25,13 @@ LONG = (
     BASE.replace("total_steps: 200", f"total_steps: {STEPS}")
     + "grid: {reset: [none, full]}\ntogether: none\n"
 )
-# The last one: on Linux too, 127.0.0.1 is not replaced by the machine's address, on which nobody listens here.
+# RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER: on Linux too, 127.0.0.1 is not replaced by the machine's address, on which nobody
+# listens here. RAY_worker_niceness: by default 15, with which a busy machine leaves them nothing.
 ON_LOOPBACK = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_worker_niceness": "0",
 }
 
 
