@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import checkpoint, files
+from common import checkpoint, files, segments
 from configs import loader
 from tests.training.test_train import SMALL, assert_same, newest, reset_records, run, table
 from training import loop
@@ -38,6 +38,8 @@ CALLS = (
     (os, "replace"),
     (files, "sync"),
     (checkpoint, "sync"),
+    (segments, "sync"),
+    (os, "link"),
     (os, "unlink"),
     (os, "rmdir"),
     (shutil, "rmtree"),
@@ -65,6 +67,7 @@ def start(run_dir, company, kill_before=None, full_from=None, log=None):
         return process
     status = 1
     try:
+        segments.SEGMENT_BYTES = segments.SMALLEST_BYTES = 1_000  # of so small a replay there would be none
         seen = []
 
         def counted(name, call):

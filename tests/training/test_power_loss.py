@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from common import checkpoint
+from common import checkpoint, segments
 from tests.training.test_kills import end, folders, require_equal, start
 from tests.training.test_train import run
 from training import loop
@@ -150,9 +150,12 @@ def recorded(request, tmp_path_factory):
     disk = Disk(folder / "disk")
     configs, run_dirs = folders(folder / "disk/run", request.param)
     with pytest.MonkeyPatch.context() as patch:
+        for name in ("SEGMENT_BYTES", "SMALLEST_BYTES"):  # of so small a replay there would be none
+            patch.setattr(segments, name, 1_000)
         disk.watch(patch)
         loop.train_together(configs, run_dirs)
     states = disk.states()
+    assert any(path.suffix == segments.SUFFIX for files, _ in states for path in files)
     disk.close()
     return request.param, run_dirs, states
 
