@@ -24,7 +24,7 @@ class Demand(NamedTuple):
     """What a run takes."""
 
     replay_bytes: int
-    stacks: bool  # whether the seeds of its cell are faster as one program (results/throughput.md)
+    stacks: bool  # whether the seeds of its cell are faster as one program (results/sweep.md)
 
 
 class _Spaces(NamedTuple):
