@@ -117,7 +117,8 @@ def test_a_part_that_is_not_what_the_run_wrote_is_one_line(part, content, copy, 
 
 @pytest.mark.parametrize("name", ["evaluations.csv", "scalars.csv", "resets.jsonl"])
 @pytest.mark.parametrize(
-    "content", [b"", b"\n", b"\xff\xfe\x00\n\x00\n", b"env_step\nx,y\n", b"{}\n[]\n", None]
+    "content",
+    [b"", b"\n", b"\xff\xfe\x00\n\x00\n", b"\x9a,key,value\n30,x,1\n", b"env_step\nx,y\n", b"{}\n[]\n", None],
 )
 def test_damaged_history_is_one_line_or_does_no_harm(name, content, copy, capsys):
     if content is None:

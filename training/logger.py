@@ -86,7 +86,7 @@ class Logger:
 
 def _logged(path: Path) -> set[str]:
     """The keys in ``scalars.csv``."""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         return {row[1] for row in csv.reader(file) if len(row) > 1}  # a damaged line has fewer
 
 
