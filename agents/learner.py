@@ -142,7 +142,7 @@ class Agents:
             (runs, Stack([self.agents[k] for k in runs]) if self._gains(runs) else None)
             for runs in groups.values()
         ]
-        waiting = self.agents[0].update_step < self._trace_from
+        waiting = any(stacked is None and self._traceable(runs) for runs, stacked in self._groups)
         self._trace_at = self._trace_from if waiting else math.inf
         self._order = np.argsort([k for runs, _ in self._groups for k in runs])
         # On the device: in a graph nothing may be sent there.
@@ -151,11 +151,14 @@ class Agents:
         self._known = [group["params"] for optimizer in self._optimizers for group in optimizer.param_groups]
 
     def _gains(self, runs: Sequence[int]) -> bool:
-        """Whether these agents are faster as a stack; one is, where Python's share is not done away with otherwise."""
+        """Whether these agents are faster as a stack; a single one is, where tracing it is worth its time."""
+        worth_it = self.agents[runs[0]].update_step >= self._trace_from
+        return len(runs) > 1 or (worth_it and self._traceable(runs))
+
+    def _traceable(self, runs: Sequence[int]) -> bool:
+        """Whether tracing makes one of these agents faster: where Python's share is not done away with otherwise."""
         first = self.agents[runs[0]]
-        on_cpu = first.device.type == "cpu"
-        worth_it = first.update_step >= self._trace_from
-        return len(runs) > 1 or (on_cpu and worth_it and not self._compiled and not _has_convolutions(first))
+        return first.device.type == "cpu" and not self._compiled and not _has_convolutions(first)
 
 
 def _structure(agent: Agent) -> Hashable:

@@ -85,7 +85,8 @@ def save(
         kind: ``step`` or ``best``.
         env_step: environment steps done.
         parts: one file each.
-        shared: names of parts whose large tensors are shared with the newest checkpoint of this kind, and with
+        shared: names of parts whose large tensors are shared with the newest checkpoint of this kind and with
+            ``others``.
         others: checkpoints of other runs, which may be gone by now.
 
     Raises:

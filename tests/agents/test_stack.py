@@ -237,6 +237,14 @@ def test_an_agent_stays_the_same_when_it_is_traced_in_mid_run(algo):
     assert_same(one.state_dict(), other.state_dict())
 
 
+def test_agents_that_are_stacked_from_the_first_are_not_stacked_again_to_be_traced():
+    stack = Agents([agent("dqn", 0), agent("dqn", 1)], trace_from=2)
+    groups = stack._groups
+    for step in range(4):
+        update(stack, [batch("dqn", step)] * 2)
+    assert stack._groups is groups
+
+
 def _traced(stack):
     return [agent for runs, stacked in stack._groups if stacked is not None for agent in stacked.agents]
 
