@@ -6,7 +6,8 @@ Several runs train as one program, with a reset of each from time to time (evalu
 checkpoints); ``--minutes 60`` is the hour with a reset a minute. A window lies between two resets. The windows of the
 second quarter are compared with those of the last, so that buffers are full and caches warm in both: memory may differ
 by 1 %, processor time of an env step by 5 %, descriptors and threads not at all. Exits with 1 where they do. Other
-programs make a processor slower, so time is counted in units of a fixed piece of work, done once in every window.
+programs make a processor slower, so time is counted in units of a fixed piece of work, done in small parts all through
+every window.
 """
 
 from __future__ import annotations
@@ -34,22 +35,20 @@ from training.due import Clock
 from training.folder import run_configs, run_folders
 
 MEMORY, SPEED = 0.01, 0.05
-CALIBRATION = 1500  # env steps
+CALIBRATION = 3000  # env steps
+PARTS = 20  # of the fixed piece of work, in each window
 FLAGS = (
     "--algo sac --env Pendulum-v1 --preset quick --reset fire --reset.until null --replay.replay-capacity 2000 "
     "--eval.episodes 2 --checkpoint.keep 1 --num-threads 1 --log.every 500"
 )
 
 
-_spent: list[float] = []  # seconds of the processor for the fixed pieces of work
-
-
 class Sample(NamedTuple):
     """What the program holds, and has used, at an env step."""
 
     env_step: int
-    seconds: float  # of the processor, without the work
-    work: float  # seconds of the processor for the fixed piece of work, here and now
+    seconds: float  # of the processor since the start, without the fixed work
+    work: float  # seconds of the processor for the fixed work since the start
     memory: int  # resident bytes
     descriptors: int
     threads: int
@@ -69,17 +68,21 @@ class Verdict(NamedTuple):
         return steady and abs(self.memory) <= MEMORY and abs(self.time_per_step) <= SPEED
 
 
-def sample(env_step: int) -> Sample:
-    """Look at this process (Linux)."""
+def sample(env_step: int, work: float) -> Sample:
+    """Look at this process (Linux), which has spent ``work`` seconds of the processor for the fixed work."""
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     descriptors, threads = (len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task"))
+    return Sample(env_step, time.process_time() - work, work, resident, descriptors, threads)
+
+
+def fixed_work() -> float:
+    """Seconds of the processor for one part of it: small products and sums, and what Python spends to call them."""
     started = time.process_time()
-    products = torch.full((64, 64), 1 / 64)
-    for _ in range(20_000):
+    products, sums = torch.full((64, 64), 1 / 64), torch.zeros(64)
+    for _ in range(1_000):
         products = products @ products
-    work = time.process_time() - started
-    _spent.append(work)
-    return Sample(env_step, time.process_time() - sum(_spent), work, resident, descriptors, threads)
+        sums = sums + 1
+    return time.process_time() - started
 
 
 def judge(samples: Sequence[Sample]) -> Verdict:
@@ -100,7 +103,7 @@ def judge(samples: Sequence[Sample]) -> Verdict:
 
     rates = [
         [
-            (b.seconds - a.seconds) / (b.env_step - a.env_step) / (a.work + b.work)
+            (b.seconds - a.seconds) / (b.env_step - a.env_step) / (b.work - a.work)
             for a, b in itertools.pairwise(part)
         ]
         for part in (early, late)
@@ -118,12 +121,15 @@ def soak(argv: Sequence[str], folder: Path, every: int) -> list[Sample]:
     """Train as ``argv`` says, in ``folder``, and look every ``every`` env steps."""
     configs = run_configs([loader.load(argv)[0]])
     samples: list[Sample] = []
+    work: list[float] = []
     advance = Clock.advance
 
     def watched(self: Clock, transitions: int) -> None:
         advance(self, transitions)
+        if self.env_step * PARTS >= every * len(work):
+            work.append(fixed_work())
         if self.env_step >= every * (len(samples) + 1) - every // 2:  # in the middle between two resets
-            samples.append(sample(self.env_step))
+            samples.append(sample(self.env_step, sum(work)))
 
     with mock.patch.object(Clock, "advance", watched):
         loop.train_together(configs, run_folders(configs, folder))
@@ -154,10 +160,10 @@ def main(argv: list[str] | None = None) -> int:
         ]
 
     with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        soak(program(CALIBRATION, CALIBRATION // 2), Path(folder) / "calibration", CALIBRATION)
-        every = int(CALIBRATION / (time.perf_counter() - started) * args.minutes * 60 / (args.resets + 1))
-        every = max(every, 100)
+        window = CALIBRATION // 3
+        *_, early, late = soak(program(CALIBRATION, window), Path(folder) / "calibration", window)
+        seconds_per_step = (late.seconds + late.work - early.seconds - early.work) / window
+        every = max(int(args.minutes * 60 / seconds_per_step / (args.resets + 1)), 100)
         started = time.perf_counter()
         samples = soak(program(every * (args.resets + 1), every), Path(folder) / "run", every)
     verdict = judge(samples)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.soak import Sample, judge, sample
+from benchmarks.soak import Sample, fixed_work, judge, sample
 
-STEADY = [Sample(100 * i, 0.5 * i, 0.2, 10**9, 20, 3) for i in range(1, 42)]
+STEADY = [Sample(100 * i, 0.5 * i, 0.2 * i, 10**9, 20, 3) for i in range(1, 42)]
 
 
 def test_a_program_that_stays_as_it_began_stays():
@@ -31,10 +31,10 @@ def test_what_grows_is_found(change):
 
 
 def test_a_processor_that_slows_down_is_not_the_programs_fault():
-    seconds, slower = 0.0, []
+    seconds, work, slower = 0.0, 0.0, []
     for i, each in enumerate(STEADY):
-        seconds += 0.5 * (1 + i / 40)
-        slower.append(each._replace(seconds=seconds, work=0.2 * (1 + (i + 0.5) / 40)))
+        seconds, work = seconds + 0.5 * (1 + i / 40), work + 0.2 * (1 + i / 40)
+        slower.append(each._replace(seconds=seconds, work=work))
     assert judge(slower).stays
 
 
@@ -49,8 +49,13 @@ def test_too_few_windows():
         judge(STEADY[:8])
 
 
+def test_fixed_work_is_counted_apart():
+    begin = sample(0, 0.0).seconds
+    assert sample(0, fixed_work()).seconds - begin < fixed_work() / 2
+
+
 def test_a_sample_counts_what_is_open():
-    before = sample(0)
+    before = sample(0, 0.0)
     ended = threading.Event()
     thread = threading.Thread(target=ended.wait)
     thread.start()
@@ -58,7 +63,7 @@ def test_a_sample_counts_what_is_open():
     held = mmap.mmap(-1, 50_000_000)  # new pages, whatever memory the process keeps
     for page in range(0, len(held), mmap.PAGESIZE):  # no second copy, which an allocator might keep
         held[page] = 1
-    after = sample(1)
+    after = sample(1, 0.0)
     os.close(opened)
     ended.set()
     thread.join()
