@@ -57,6 +57,9 @@ class Agents:
             keep.
         numerics: how their losses were prepared.
         trace_from: updates after which a single agent is traced (agents/tracing.py), which changes no value.
+
+    Attributes:
+        observes_rewards: whether they keep statistics of rewards.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Agents:
         self.agents = list(agents)
         self._compiled = numerics.compile
         self._trace_from = trace_from
+        self.observes_rewards = self.agents[0].reward_normalizer is not None
         self._group()
 
     def observe(self, obs: np.ndarray) -> None:

@@ -2,15 +2,17 @@
 
     python -m benchmarks.host_time [--runs 1 4 12] [--rounds 5]
 
-What is left is everything that a GPU cannot take over: noise, acting, checks, counters, storing a transition, due
-dates. On a GPU acting is one launch; here its few small products are part of the time. Microseconds of processor time
-per run and step on one thread, SAC on h1-walk with the quick preset, medians over rounds.
+What is left is noise, acting, checks, counters, storing a transition, due dates. Measured twice: with the actor, whose
+few small products are one launch on a GPU, and with it replaced by nothing too, which leaves what a GPU cannot take
+over. Microseconds of processor time per run and step on one thread, SAC on h1-walk with the quick preset, medians over
+rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import statistics
 import tempfile
@@ -23,6 +25,8 @@ from unittest import mock
 import numpy as np
 import torch
 
+from agents.sac import SAC
+from agents.stack import Stack
 from configs import loader
 from envs.humanoid.vector import HumanoidVectorEnv
 from training import loop
@@ -61,8 +65,17 @@ def no_physics() -> Any:
     return repeat
 
 
-def measure(num_runs: int) -> float:
-    """Microseconds of processor time per run and step."""
+def no_actor() -> list[tuple[type, str, Any]]:
+    """Return replacements, one agent's and a stack's, of the policy by the mean that it draws around."""
+
+    def nothing(self: Any, obs: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return noise
+
+    return [(SAC, "explore", nothing), (Stack, "_explore", nothing)]
+
+
+def measure(num_runs: int, actor: bool) -> float:
+    """Microseconds of processor time per run and step, with the actor or with it replaced by nothing."""
     config, _ = loader.load([*FLAGS.split(), "--num-agents", str(num_runs)])
     configs = run_configs([config])
     marks: list[float] = []
@@ -80,6 +93,7 @@ def measure(num_runs: int) -> float:
             (loop, "make_learner", lambda *_: NoUpdates(num_runs)),
             (Clock, "advance", marked),
             *((Trainer, name, nothing) for name in ("start", "evaluate", "save")),
+            *(() if actor else no_actor()),
         ):
             patches.enter_context(mock.patch.object(owner, name, replacement))
         loop.train_together(configs, run_folders(configs, Path(folder) / "runs"))
@@ -89,13 +103,13 @@ def measure(num_runs: int) -> float:
 
 def measure_all(runs: Sequence[int], rounds: int) -> dict[str, dict[str, float]]:
     """Median and range over interleaved rounds for each number of runs."""
-    seen: dict[int, list[float]] = {count: [] for count in runs}
+    seen: dict[str, list[float]] = {}
     for _ in range(rounds):
-        for count in runs:
-            seen[count].append(measure(count))
+        for count, actor in itertools.product(runs, (True, False)):
+            case = f"{count} runs" if actor else f"{count} runs, no actor"
+            seen.setdefault(case, []).append(measure(count, actor))
     return {
-        f"{count} runs": {"median": statistics.median(us), "min": min(us), "max": max(us)}
-        for count, us in seen.items()
+        case: {"median": statistics.median(us), "min": min(us), "max": max(us)} for case, us in seen.items()
     }
 
 

@@ -13,11 +13,15 @@ from gymnasium.wrappers import RepeatAction, TransformAction
 from gymnasium.wrappers.utils import rescale_box
 
 from envs.backend import Transition, agent_steps
-from envs.contract import ContractEnv, construct
+from envs.contract import NUMBER_KINDS, construct, is_number, said, short, shown
 from envs.errors import EnvError
 from envs.ids import resolve_env_id
 from envs.physics import nominal_of, quantities_of, scale_env
 from envs.rendering import select_gl_backend
+
+_RESET = "reset(seed=..., options=...) must return (observation, info)"
+_STEP = "step(action) must return (observation, reward, terminated, truncated, info)"
+_RENDER = "render() must return a picture, (height, width, 3) uint8"
 
 
 class GymnasiumBackend:
@@ -118,6 +122,75 @@ class GymnasiumBackend:
 
     def _saved(self, actions: Any) -> np.ndarray:
         return np.asarray(actions).astype(self.action_space.dtype).reshape(-1, *self._action_shape)
+
+
+class ContractEnv(gym.Wrapper):
+    """The environment with observations as vectors; what breaks Gymnasium's contract raises EnvError.
+
+    Args:
+        env: with observations that can be flattened.
+        env_id: for messages.
+    """
+
+    def __init__(self, env: gym.Env, env_id: str) -> None:
+        super().__init__(env)
+        self._env_id = env_id
+        self._declared = env.observation_space
+        flat = spaces.flatten_space(env.observation_space)
+        assert isinstance(flat, spaces.Box)
+        self._is_vector = isinstance(self._declared, spaces.Box) and len(self._declared.shape) == 1
+        self.observation_space = self._declared if self._is_vector else flat
+        self._obs_shape = flat.shape
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        """Reset; see ``gymnasium.Env.reset``."""
+        try:
+            obs, info = self.env.reset(seed=seed, options=options)
+        except Exception as error:
+            raise self._broken("reset", error, _RESET) from error
+        return self._vector(obs, "reset", _RESET), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict]:
+        """Step; see ``gymnasium.Env.step``."""
+        try:
+            obs, reward, terminated, truncated, info = self.env.step(action)
+        except Exception as error:
+            raise self._broken("step", error, _STEP) from error
+        obs = self._vector(obs, "step", _STEP)
+        if not isinstance(reward, float) and not is_number(reward):
+            raise EnvError(f"{self._env_id}: the reward must be one number, step returned {shown(reward)}")
+        for name, end in (("terminated", terminated), ("truncated", truncated)):
+            if type(end) is not bool and not (is_number(end) and end in (0, 1)):
+                raise EnvError(f"{self._env_id}: {name} must be true or false, step returned {shown(end)}")
+        return obs, reward, terminated, truncated, info
+
+    def render(self) -> Any:
+        """Return a picture; see ``gymnasium.Env.render``."""
+        try:
+            picture = self.env.render()
+        except Exception as error:
+            raise self._broken("render", error, _RENDER) from error
+        if not isinstance(picture, np.ndarray) or picture.ndim != 3:
+            raise EnvError(f"{self._env_id}: {_RENDER}, it returned {shown(picture)}")
+        return picture
+
+    def _vector(self, obs: Any, called: str, contract: str) -> np.ndarray:
+        try:
+            vector = np.asarray(obs if self._is_vector else spaces.flatten(self._declared, obs))
+            fits = vector.shape == self._obs_shape and vector.dtype.kind in NUMBER_KINDS
+        except Exception:  # whatever flattening or joining unlike parts raises
+            fits = False
+        if not fits:
+            raise EnvError(
+                f"{self._env_id}: {contract}, the observation as its space {short(self._declared)} declares; "
+                f"{called} returned {shown(obs)}"
+            )
+        return vector
+
+    def _broken(self, called: str, error: Exception, contract: str) -> EnvError:
+        if isinstance(error, EnvError):
+            return error
+        return EnvError(f"{self._env_id}: {called} failed: {said(error)}; {contract}")
 
 
 def make_env(env_id: str, action_repeat: int = 1, render_mode: str | None = None) -> gym.Env:

@@ -112,8 +112,10 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
             # Store
             ends = reached.terminated, reached.truncated
             replay.add(obs, action, reached.reward, *ends, reached.next_obs)
-            ended = reached.terminated | reached.truncated
-            agents.observe_rewards(*(x.reshape(len(configs), env.num_envs) for x in (reached.reward, ended)))
+            if agents.observes_rewards:
+                ended = reached.terminated | reached.truncated
+                by_env = len(configs), env.num_envs
+                agents.observe_rewards(reached.reward.reshape(by_env), ended.reshape(by_env))
             obs = reached.obs
             clock.advance(env.num_envs)
             for episode in reached.episodes:
