@@ -1,4 +1,4 @@
-"""Summary statistics of a handful of returns."""
+"""Summary statistics of a handful of numbers."""
 
 from __future__ import annotations
 
@@ -35,3 +35,11 @@ def bootstrap_interval(
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(means, [tail, 1.0 - tail])
     return float(low), float(high)
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """Return the least-squares slope of y over x; NaN where there are fewer than two x."""
+    x, y = np.asarray(points, dtype=np.float64).reshape(-1, 2).T
+    dx = x - x.mean() if x.size else x
+    square = dx @ dx
+    return float(dx @ y / square) if square > 0 else float("nan")

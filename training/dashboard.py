@@ -50,6 +50,7 @@ CHARTS = (
     Chart("learning", "critic loss", ("train/(critic_)?loss",)),
     Chart("learning", "actor loss", ("train/actor_loss",)),
     Chart("learning", "mean Q-value", ("train/q_mean",)),
+    Chart("learning", "growth of the mean Q-value's size in 1,000 env steps", ("train/q_slope",)),
     Chart("plasticity", "deviation from isometry (scaled)", ("plasticity/[^/]+/dfi_scaled",)),
     Chart("plasticity", "share of dormant units", ("plasticity/[^/]+/dormant_ratio",)),
     Chart("plasticity", "rank of the features (srank)", ("plasticity/[^/]+/srank",)),

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from common.files import sync, to_json
+from common.stats import slope
 from configs.schema import Config
 from envs import human_normalized_score, success_score
 from envs.vec import Episode
@@ -26,6 +27,7 @@ from training.summary import reset_line, task_line
 from training.tasks import TASK_COLUMNS, TaskTally
 
 RETURN_WINDOW = 100  # finished episodes averaged in rollout/ep_rew_mean, Stable-Baselines3's number
+SLOPE_WINDOW = 10  # log intervals over which the growth of Q-values is measured
 EVALUATION_COLUMNS = (
     "env_step",
     "when",
@@ -64,6 +66,7 @@ class Record:
         self.last_evaluation: float | None = None
         self._returns: collections.deque[float] = collections.deque(maxlen=RETURN_WINDOW)
         self._lengths: collections.deque[int] = collections.deque(maxlen=RETURN_WINDOW)
+        self._q: collections.deque[tuple[int, float]] = collections.deque(maxlen=SLOPE_WINDOW)
         self._seconds_before = 0.0  # of earlier sessions of a resumed run
         period = config.env.change.period
         self._tally = TaskTally(period) if period else None
@@ -113,6 +116,10 @@ class Record:
         if self._returns:
             rollout["rollout/ep_rew_mean"] = sum(self._returns) / len(self._returns)
             rollout["rollout/ep_len_mean"] = sum(self._lengths) / len(self._lengths)
+        if "train/q_mean" in values:
+            self._q.append((env_step, abs(values["train/q_mean"])))
+            if len(self._q) > 1:
+                rollout["train/q_slope"] = 1000 * slope(self._q)
         speed = self.progress.speed(env_step, update_step)
         frames = env_step * self._config.env.action_repeat
         counts = {"time/total_timesteps": env_step, "time/frames": frames}
@@ -156,6 +163,7 @@ class Record:
         """Append reset number ``index`` with what was seen before and after it to ``resets.jsonl``; mark, print it."""
         with (self.run_dir / "resets.jsonl").open("a") as file:
             file.write(to_json({"env_step": env_step, "index": index, **values}) + "\n")
+        self._q.clear()  # values from before say nothing about how they grow from now on
         self._logger.text("resets", reset_text(env_step, index, values), env_step)
         self.say(reset_line(env_step, index, values))
 
@@ -196,6 +204,7 @@ class Record:
         return {
             "returns": list(self._returns),
             "lengths": list(self._lengths),
+            "q": list(self._q),
             "last_evaluation": self.last_evaluation,
             "seconds": self.seconds,
             "tally": None if self._tally is None else self._tally.state_dict(),
@@ -205,6 +214,7 @@ class Record:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._returns.extend(state["returns"])
         self._lengths.extend(state["lengths"])
+        self._q.extend(tuple(point) for point in state.get("q", ()))
         self.last_evaluation = state["last_evaluation"]
         self._seconds_before = state["seconds"]
         if self._tally is not None:

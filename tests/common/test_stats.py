@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from common.stats import bootstrap_interval, standard_error
+from common.stats import bootstrap_interval, slope, standard_error
 
 
 def test_standard_error_matches_scipy():
@@ -28,3 +28,9 @@ def test_bootstrap_interval_is_repeatable_and_refuses_nothing():
     assert bootstrap_interval([2.0]) == (2.0, 2.0)
     with pytest.raises(ValueError, match="at least one"):
         bootstrap_interval([])
+
+
+def test_slope_matches_scipy():
+    points = np.random.default_rng(0).normal(size=(10, 2)) * [1e3, 1.0] + [1e6, 5.0]
+    assert slope(points) == pytest.approx(scipy.stats.linregress(*points.T).slope)
+    assert np.isnan(slope([])) and np.isnan(slope([(3.0, 1.0)])) and np.isnan(slope([(3.0, 1.0), (3.0, 2.0)]))

@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
+from scipy.stats import linregress
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
@@ -185,6 +186,21 @@ def test_every_logged_key_is_documented(algo, finished):
     )
     own = [p for p in patterns if not p.endswith(others) and not p.startswith(("spectrum/", "tasks/"))]
     assert not [p for p in own if not any(re.fullmatch(p, key) for key in everything)]
+
+
+@pytest.mark.parametrize("algo", FAMILIES)
+def test_the_slope_of_q_values_is_that_of_the_logs_since_the_last_reset(algo, finished):
+    logged = {}
+    for step, key, value in table_of_everything(finished[algo] / "scalars.csv"):
+        logged.setdefault(key, {})[int(step)] = float(value)
+    q, slopes = logged["train/q_mean"], logged["train/q_slope"]
+    assert slopes
+    for step, value in slopes.items():
+        since = max((reset for reset in RESETS if reset < step), default=0)
+        points = [(s, abs(y)) for s, y in q.items() if since < s <= step]
+        assert value == pytest.approx(
+            1000 * linregress(*zip(*points, strict=True)).slope, rel=1e-4
+        )  # scalars.csv holds float32
 
 
 @pytest.mark.parametrize("algo", FAMILIES)
