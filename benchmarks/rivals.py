@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,19 +61,28 @@ class CleanRL:
     ``lean``: as LeanRL changes it, so that a graph can hold the update: nothing is read back to the host.
     """
 
-    def __init__(self, config: SACConfig, device: str = "cpu", lean: bool = False) -> None:
+    def __init__(
+        self,
+        config: SACConfig,
+        device: str = "cpu",
+        lean: bool = False,
+        observation: int = OBS,
+        action: int = ACTION,
+    ) -> None:
         def critic() -> nn.Module:
             return nn.Sequential(
-                Trunk(OBS + ACTION, config.critic_width, config.critic_blocks),
+                Trunk(observation + action, config.critic_width, config.critic_blocks),
                 nn.Linear(config.critic_width, 1),
             ).to(device)
 
         self.actor = nn.Sequential(
-            Trunk(OBS, config.actor_width, config.actor_blocks), nn.Linear(config.actor_width, 2 * ACTION)
+            Trunk(observation, config.actor_width, config.actor_blocks),
+            nn.Linear(config.actor_width, 2 * action),
         ).to(device)
         self.critics, self.targets = ([critic() for _ in range(2)] for _ in range(2))
         self.log_alpha = torch.zeros(1, requires_grad=True, device=device)
         self.lean = lean
+        self.target_entropy = -0.5 * action
         adamw = partial(torch.optim.AdamW, lr=1e-4, capturable=lean and device == "cuda")
         self.q_optimizer = adamw([p for q in self.critics for p in q.parameters()])
         self.actor_optimizer = adamw(self.actor.parameters())
@@ -109,7 +119,7 @@ class CleanRL:
 
         with torch.no_grad():
             _, log_prob = self.sample(batch.obs)
-        alpha_loss = (-self.log_alpha.exp() * (log_prob - 0.5 * ACTION)).mean()
+        alpha_loss = (-self.log_alpha.exp() * (log_prob + self.target_entropy)).mean()
         self.a_optimizer.zero_grad()
         alpha_loss.backward()
         self.a_optimizer.step()
@@ -157,6 +167,17 @@ def sbx_update(config: SACConfig) -> Callable[[], object]:
     return lambda: model.train(batch_size=BATCH, gradient_steps=1)
 
 
+def exchange_networks(model: Any, networks: CleanRL, learning_rate: float = 1e-3) -> None:
+    """Give Stable-Baselines3's SAC the SimBa networks of ``networks``, and AdamW for them."""
+    model.actor.latent_pi = networks.actor[0]
+    for critic, members in ((model.critic, networks.critics), (model.critic_target, networks.targets)):
+        for index, member in enumerate(members):
+            setattr(critic, f"qf{index}", member)
+            critic.q_networks[index] = member
+    for network in (model.actor, model.critic):
+        network.optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
+
+
 def sb3_update(config: SACConfig, device: str) -> Callable[[], object]:
     """Stable-Baselines3's SAC; it has no SimBa policy, so its networks are exchanged for those of ``CleanRL``."""
     from stable_baselines3 import SAC
@@ -169,14 +190,7 @@ def sb3_update(config: SACConfig, device: str) -> Callable[[], object]:
         policy_kwargs={"net_arch": {"pi": [config.actor_width], "qf": [config.critic_width]}},
         device=device,
     )
-    networks = CleanRL(config, device)
-    model.actor.latent_pi = networks.actor[0]
-    for critic, members in ((model.critic, networks.critics), (model.critic_target, networks.targets)):
-        for index, member in enumerate(members):
-            setattr(critic, f"qf{index}", member)
-            critic.q_networks[index] = member
-    for network in (model.actor, model.critic):
-        network.optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate)
+    exchange_networks(model, CleanRL(config, device), config.learning_rate)
     model.learn(601)
     return lambda: model.train(gradient_steps=1, batch_size=BATCH)
 
