@@ -141,7 +141,7 @@ class DQN(Agent):
             next_target = self.target_q(next_obs)
             next_select = self.q(next_obs) if self.config.double_q else next_target
             td_target = losses.dqn_td_target(batch.reward, batch.discount, next_target, next_select)
-        loss = losses.dqn_loss(q, batch.action, td_target)
+        loss = losses.dqn_loss(q, batch.action, td_target, self.config.loss)
         if self.regularizers:
             loss = self._regularized("q", loss)
         return loss, q.mean()

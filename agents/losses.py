@@ -70,10 +70,10 @@ def dqn_td_target(reward: Tensor, discount: Tensor, next_q_target: Tensor, next_
     return (reward + discount * next_q_target.gather(1, action).squeeze(1)).detach()
 
 
-def dqn_loss(q: Tensor, action: Tensor, td_target: Tensor) -> Tensor:
-    """Mean Huber loss with threshold 1 on the taken actions: ``q (B, num_actions)``, ``action (B,)`` int64."""
+def dqn_loss(q: Tensor, action: Tensor, td_target: Tensor, kind: str = "huber") -> Tensor:
+    """Mean loss on the taken actions, ``q (B, num_actions)``, ``action (B,)`` int64: Huber with threshold 1, or mse."""
     taken = q.gather(1, action.unsqueeze(1)).squeeze(1)
-    return F.smooth_l1_loss(taken, td_target)
+    return F.mse_loss(taken, td_target) if kind == "mse" else F.smooth_l1_loss(taken, td_target)
 
 
 def categorical_td_target(

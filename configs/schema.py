@@ -232,6 +232,12 @@ class DQNConfig:
     adam_eps: float = option(1.5e-4, "Adam epsilon", minimum=0)
     gamma: float = option(0.99, "discount per env step", minimum=0, maximum=1)
     double_q: bool = option(False, "Double DQN: the online network selects the bootstrap action")
+    loss: str = option(
+        "huber",
+        "of the TD error: Huber with threshold 1 (Mnih et al. 2015 clip its gradient so), or its square (mse), as in "
+        "CleanRL",
+        choices=("huber", "mse"),
+    )
     target_update_period: int = option(
         2_000, "updates between hard copies into the target network", "updates", minimum=1
     )

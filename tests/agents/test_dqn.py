@@ -53,9 +53,10 @@ def test_every_environment_draws_for_itself():
     assert abs(np.corrcoef(explored.T)[0, 1]) < 5 / np.sqrt(3_000)
 
 
+@pytest.mark.parametrize("kind", ["huber", "mse"])
 @pytest.mark.parametrize("double_q", [False, True])
-def test_one_update_equals_the_algorithm_written_out(double_q):
-    agent, data = make(double_q=double_q), batch()
+def test_one_update_equals_the_algorithm_written_out(double_q, kind):
+    agent, data = make(double_q=double_q, loss=kind), batch()
     for parameter in agent.target_q.parameters():
         nn.init.normal_(parameter, std=0.3)
     q, target = copy.deepcopy(agent.q), agent.target_q
@@ -67,7 +68,8 @@ def test_one_update_equals_the_algorithm_written_out(double_q):
             best = (q if double_q else target)(data.next_obs[i]).argmax()
             y = data.reward[i] + data.discount[i] * values[best]
         error = (q(data.obs[i])[data.action[i]] - y).abs()
-        loss = loss + torch.where(error < 1, 0.5 * error**2, error - 0.5) / 8
+        huber = torch.where(error < 1, 0.5 * error**2, error - 0.5)
+        loss = loss + (error**2 if kind == "mse" else huber) / 8
     loss.backward()
     optimizer.step()
     losses = agent.learn(data)
