@@ -6,8 +6,8 @@ Several runs train as one program, with a reset of each from time to time (evalu
 checkpoints); ``--minutes 60`` is the hour with a reset a minute. A window lies between two resets. The windows of the
 second quarter are compared with those of the last, so that buffers are full and caches warm in both: memory may differ
 by 1 %, processor time of an env step by 5 %, descriptors and threads not at all. Exits with 1 where they do. Other
-programs make a processor slower, so time is counted in units of a fixed piece of work, done in small parts all through
-every window.
+programs make a processor slower, so time is counted in units of a fixed piece of work: updates of other agents of the
+same kind, one after the other all through every window.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-import torch
-
+from benchmarks.throughput import learner_update
+from benchmarks.timing import seconds_per_call
 from common.files import to_json
 from common.table import format_table
 from configs import loader
@@ -36,7 +36,7 @@ from training.folder import run_configs, run_folders
 
 MEMORY, SPEED = 0.01, 0.05
 CALIBRATION = 3000  # env steps
-PARTS = 20  # of the fixed piece of work, in each window
+PARTS = 200  # of the fixed work, in each window
 FLAGS = (
     "--algo sac --env Pendulum-v1 --preset quick --reset fire --reset.until null --replay.replay-capacity 2000 "
     "--eval.episodes 2 --checkpoint.keep 1 --num-threads 1 --log.every 500"
@@ -75,14 +75,10 @@ def sample(env_step: int, work: float) -> Sample:
     return Sample(env_step, time.process_time() - work, work, resident, descriptors, threads)
 
 
-def fixed_work() -> float:
-    """Seconds of the processor for one part of it: small products and sums, and what Python spends to call them."""
-    started = time.process_time()
-    products, sums = torch.full((64, 64), 1 / 64), torch.zeros(64)
-    for _ in range(1_000):
-        products = products @ products
-        sums = sums + 1
-    return time.process_time() - started
+def make_fixed_work(num_runs: int) -> Callable[[], object]:
+    """A piece of work like the runs' own, which slows down as they do where other programs run: an update of agents."""
+    sizes = "--agent.actor-width 32 --agent.critic-width 64 --agent.critic-blocks 1 --replay.batch-size 128"
+    return learner_update("cpu", *sizes.split(), agents=num_runs)
 
 
 def judge(samples: Sequence[Sample]) -> Verdict:
@@ -121,13 +117,14 @@ def soak(argv: Sequence[str], folder: Path, every: int) -> list[Sample]:
     """Train as ``argv`` says, in ``folder``, and look every ``every`` env steps."""
     configs = run_configs([loader.load(argv)[0]])
     samples: list[Sample] = []
+    fixed_work = make_fixed_work(len(configs))
     work: list[float] = []
     advance = Clock.advance
 
     def watched(self: Clock, transitions: int) -> None:
         advance(self, transitions)
         if self.env_step * PARTS >= every * len(work):
-            work.append(fixed_work())
+            work.append(seconds_per_call(fixed_work, 1, "cpu"))
         if self.env_step >= every * (len(samples) + 1) - every // 2:  # in the middle between two resets
             samples.append(sample(self.env_step, sum(work)))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.soak import Sample, fixed_work, judge, sample
+from benchmarks.soak import Sample, judge, sample
 
 STEADY = [Sample(100 * i, 0.5 * i, 0.2 * i, 10**9, 20, 3) for i in range(1, 42)]
 
@@ -51,7 +51,7 @@ def test_too_few_windows():
 
 def test_fixed_work_is_counted_apart():
     begin = sample(0, 0.0).seconds
-    assert sample(0, fixed_work()).seconds - begin < fixed_work() / 2
+    assert sample(0, 1.0).seconds - begin < -0.5
 
 
 def test_a_sample_counts_what_is_open():
