@@ -109,9 +109,7 @@ class Due:
         self._reset_every = Every(config.reset.every if has_reset_points else 0, config.reset.until)
         self._reset_at = At(config.reset.at if has_reset_points else ())
         change = config.env.change.period
-        self._reset_on_change = Every(
-            change if has_reset_points and config.reset.on_change else 0, config.reset.until
-        )
+        self._reset_on_change = Every(change if has_reset_points and config.reset.on_change else 0)
         self._change = Every(change)
         self._evaluation = Every(config.eval.every)
         self._checkpoint = Every(config.checkpoint.every)
@@ -138,10 +136,10 @@ class Due:
     def resets_possible(self) -> bool:
         """Whether any reset can happen before the end."""
         reset, last = self._options, self._total_steps - 1
-        periods = (reset.every, self._change.period if reset.on_change else 0)
-        every = any(0 < each <= min(last, last if reset.until is None else reset.until) for each in periods)
+        every = 0 < reset.every <= min(last, last if reset.until is None else reset.until)
+        at_borders = reset.on_change and 0 < self._change.period <= last
         return self._has_reset_points and (
-            every or any(step <= last for step in reset.at) or bool(self._options.trigger.metric)
+            every or at_borders or any(step <= last for step in reset.at) or bool(self._options.trigger.metric)
         )
 
     def log(self) -> bool:

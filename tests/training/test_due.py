@@ -80,3 +80,24 @@ def test_a_restored_run_has_the_same_things_due():
     other_due.load_state_dict(due.state_dict())
     assert other_due.next_step == due.next_step
     assert run_to(other_clock, other_due, 300) == run_to(clock, due, 300)
+
+
+def test_until_ends_periodic_resets_alone():
+    options = {"env.change.kind": "rotate", "env.change.every": 20, "reset.on-change": "true"}
+    options |= {"reset.every": 15, "reset.until": 50, "total-steps": 100, "replay.learning-starts": 10}
+    clock, due, _ = clock_and_due(**options)
+    assert due.resets_possible
+    resets = {}
+    while not clock.finished:
+        clock.advance(1)
+        clock.take_owed()
+        if reason := due.reset():
+            resets[clock.env_step] = reason
+    assert list(resets) == [15, 20, 30, 40, 45, 60, 80]  # tasks begin at 20, 40, 60, 80; the period ends after 50
+
+
+def test_resets_at_borders_are_possible_without_a_period():
+    options = {"env.change.kind": "rotate", "env.change.every": 20, "reset.on-change": "true", "reset.until": 10}
+    assert clock_and_due(**options, **{"reset.every": 0, "total-steps": 1_100})[1].resets_possible
+    _, due, _ = clock_and_due(**{"reset.every": 40, "reset.until": 10, "total-steps": 1_100})
+    assert not due.resets_possible
