@@ -397,6 +397,10 @@ class LogConfig:
         "histograms of every layer's singular values, in TensorBoard: true, whenever plasticity is measured; null, "
         "before and after resets alone, of networks that take at most about a second; false, never",
     )
+    video: bool = option(
+        False,
+        "an episode as a moving picture, in TensorBoard: of the random policy, before and after each reset, of the end",
+    )
 
 
 @dataclass(frozen=True)

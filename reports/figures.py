@@ -27,11 +27,16 @@ _LAYOUT: dict[str, Any] = {
     "hovermode": "x unified",
     "template": "none",
     "font": {"size": 12},
-    "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "rgba(128,128,128,0.6)"},
+    "modebar": {
+        "bgcolor": "rgba(0,0,0,0)",
+        "color": "rgba(128,128,128,0.6)",
+        "activecolor": "rgb(128,128,128)",
+    },
 }
 _AXIS: dict[str, Any] = {"gridcolor": "rgba(128,128,128,0.22)", "zeroline": False, "automargin": True}
 _SPIKE = {"spikecolor": "rgba(128,128,128,0.8)", "spikethickness": 1, "spikedash": "solid"}
 SMALLEST = 1e-12  # drawn on logarithmic axes in place of anything smaller
+LEAST_DECADES = 0.18  # of a logarithmic axis, lest rounding errors fill it
 
 
 def curves_figure(panel: Panel, look: Look, key: str, words: str, most_points: int) -> go.Figure | None:
@@ -142,9 +147,10 @@ def plane_figure(panel: Panel, look: Look, network: str, x: str, y: str) -> go.F
             legendgroup=method,
         )
     figure.update_layout(hovermode="closest")
-    for log, update in ((x_log, figure.update_xaxes), (y_log, figure.update_yaxes)):
-        if log:
-            update(type="log", exponentformat="power", nticks=6)
+    if x_log:
+        figure.update_xaxes(**_logarithmic([trace.x for trace in figure.data]))
+    if y_log:
+        figure.update_yaxes(**_logarithmic([trace.y for trace in figure.data]))
     return figure if figure.data else None
 
 
@@ -181,8 +187,22 @@ def spectra_figure(
                 hovertemplate="%{y:.3~g}",
                 legendgroup=method,
             )
-    figure.update_yaxes(type="log", exponentformat="power", dtick=1)
+    figure.update_yaxes(**_logarithmic([trace.y for trace in figure.data]))
     return figure
+
+
+def _logarithmic(values: Sequence[Any]) -> dict[str, Any]:
+    """Options of an axis for arrays of positive numbers, with several ticks however near these are to each other."""
+    if not values:
+        return {}
+    low, high = (float(np.log10(end)) for end in (min(map(np.min, values)), max(map(np.max, values))))
+    # With a format plotly writes whole numbers at 2 and 5 too, and finer ones where the axis has no power of ten.
+    few = 4 if high - low < 0.9 else 3
+    options = {"type": "log", "tickformat": ".6~g", "nticks": few if high - low < 1.8 else 6}
+    if high - low < LEAST_DECADES:
+        middle = (low + high) / 2
+        options["range"] = [middle - LEAST_DECADES / 2, middle + LEAST_DECADES / 2]
+    return options
 
 
 def _title(panel: Panel, words: str) -> str:

@@ -1,4 +1,4 @@
-"""The command line of both studies: shared flags, questions, errors in one line. Imports no PyTorch."""
+"""The command line of the studies: shared flags, questions, errors in one line. Imports no PyTorch."""
 
 from __future__ import annotations
 
@@ -116,8 +116,16 @@ def chosen_arms(
     return specs
 
 
-def main(parse: Callable[[Sequence[str]], Any], run: Callable[[Any], str], argv: Sequence[str]) -> int:
-    """Parse, run, print the table; errors that a user can cause are one line. Returns the exit code."""
+def main(
+    parse: Callable[[Sequence[str]], Any],
+    run: Callable[[Any], str],
+    argv: Sequence[str],
+    stopped: str = "stopped; the same command goes on from the last finished chunk",
+) -> int:
+    """Parse, run, print the table; errors that a user can cause are one line, as is ``stopped`` after Ctrl-C.
+
+    Returns the exit code.
+    """
     let_idle_threads_sleep()
     try:
         args = parse(argv)
@@ -129,7 +137,7 @@ def main(parse: Callable[[Sequence[str]], Any], run: Callable[[Any], str], argv:
         print(f"error: {error.filename or 'system'}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last finished chunk", file=sys.stderr)
+        print(stopped, file=sys.stderr)
         return 130
     print(f"results in {args.output}")
     return 0

@@ -139,7 +139,10 @@ class Due:
         every = 0 < reset.every <= min(last, last if reset.until is None else reset.until)
         at_borders = reset.on_change and 0 < self._change.period <= last
         return self._has_reset_points and (
-            every or at_borders or any(step <= last for step in reset.at) or bool(self._options.trigger.metric)
+            every
+            or at_borders
+            or any(step <= last for step in reset.at)
+            or bool(self._options.trigger.metric)
         )
 
     def log(self) -> bool:

@@ -32,6 +32,7 @@ RESUMABLE_WITH_OTHER = (
     "profile",
     "logger",
     "log.histograms",
+    "log.video",
     "cuda_graphs",
     "compile",
     "env.atari.num_threads",

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from common.files import reading_run_file, replace_bytes
+from common.video import Clip
 from training.dashboard import SCORES, layout
 from training.mirrors import Mirror
 
@@ -65,6 +67,14 @@ class Logger:
     def text(self, key: str, text: str, env_step: int = 0) -> None:
         """Write Markdown, to TensorBoard alone."""
         self._tensorboard.add_text(key, text, env_step)
+
+    def clip(self, key: str, clip: Clip, env_step: int) -> None:
+        """Write a moving picture, to TensorBoard alone; SummaryWriter's own way needs another package."""
+        height, width = clip.frames[0].shape[:2]
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=clip.gif())
+        writer = self._tensorboard.file_writer
+        assert writer is not None  # until it is closed
+        writer.add_summary(Summary(value=[Summary.Value(tag=key, image=image)]), env_step)
 
     def hyperparameters(self, values: Mapping[str, str | float]) -> None:
         """Make the run a row of TensorBoard's table, with its newest scores; SummaryWriter's own way is a run more."""

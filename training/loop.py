@@ -58,8 +58,11 @@ def train_together(configs: Sequence[Config], run_dirs: Sequence[Path]) -> list[
         single = [make_agent(each, *spaces, env.max_episode_steps, device) for each in configs]
         replay = make_replay(config, *spaces, single[0].gamma, device, len(configs))
         clock = Clock(config)
+        rendering = "rgb_array" if config.log.video else None
         eval_envs = [
-            cleanup.enter_context(contextlib.closing(make_evaluation_env(each, each.eval.num_envs)))
+            cleanup.enter_context(
+                contextlib.closing(make_evaluation_env(each, each.eval.num_envs, rendering))
+            )
             for each in configs
         ]
         for agent, each in zip(single, configs, strict=True):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from common.files import sync, to_json
 from common.stats import slope
+from common.video import Clip
 from configs.schema import Config
 from envs import human_normalized_score, success_score
 from envs.vec import Episode
@@ -109,6 +110,10 @@ class Record:
 
     def histograms(self, values: Mapping[str, Tensor], env_step: int) -> None:
         self._logger.histograms(values, env_step)
+
+    def clip(self, clip: Clip, when: str, env_step: int) -> None:
+        """Write a filmed episode, to TensorBoard alone; for ``when`` see ``evaluation``."""
+        self._logger.clip(f"video/{when}", clip, env_step)
 
     def interval(self, values: Mapping[str, float], env_step: int, update_step: int) -> None:
         """Write the scalars of a log interval: ``values``, episodes, speed; print where the run stands."""

@@ -15,6 +15,7 @@ from agents import Agent, Batch, RunReplay
 from common import checkpoint
 from common.schedules import first_reached
 from common.seeding import stream_seed, torch_generator
+from common.video import Clip
 from configs.schema import Config
 from envs.vec import VecEnv
 from fire.metrics.cheap import measure
@@ -22,7 +23,7 @@ from fire.metrics.costly import diagnose, spectra, spectra_work
 from fire.network.slot import NetworkSlot
 from fire.resets.registry import make_reset, reset_networks
 from training.due import Clock, Due
-from training.evaluation import Evaluation, EvaluationStopped, Policy, RandomPolicy, evaluate
+from training.evaluation import Evaluation, EvaluationStopped, Frames, Policy, RandomPolicy, evaluate
 from training.record import Record
 
 CHEAP_SPECTRA = 1e9  # multiplications of ``spectra``; that many (Nature's network) took 0.9 s on one core
@@ -295,12 +296,17 @@ class Trainer:
         is_random = when == "random_policy"
         if not is_random:
             self.check_finite()
+        filmed = self.config.log.video and (when != "periodic" or self.clock.finished)
+        clip = Clip(self.eval_env.frames_per_second) if filmed else None
         result = self._play(
             RandomPolicy(self.eval_env) if is_random else self.agent,
             self.config.env.change.task_trained(step),
             stream_seed(self.config.seed, "eval_env", step),
             None if options.steps and not is_random else options.episodes,
+            clip,
         )
+        if clip is not None:
+            self.record.clip(clip, "end" if when == "periodic" else when, step)
         if result.cut_off:
             self.record.say(
                 f"step {step:>9,}  {result.cut_off} episodes of the {when} evaluation were cut off at "
@@ -315,7 +321,9 @@ class Trainer:
                 checkpoint.prune(self.checkpoint_dir, "best", keep=1)
         return result
 
-    def _play(self, policy: Policy, task: int, seed: int, episodes: int | None) -> Evaluation:
+    def _play(
+        self, policy: Policy, task: int, seed: int, episodes: int | None, frames: Frames | None = None
+    ) -> Evaluation:
         """Evaluate ``policy`` as ``config.eval`` says, in ``task``; see ``evaluate`` for the rest."""
         options = self.config.eval
         if self.config.env.change.period:
@@ -325,6 +333,7 @@ class Trainer:
             self.eval_env,
             episodes,
             seed,
+            frames,
             steps=options.steps,
             unfinished=options.unfinished,
             epsilon=options.epsilon,

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 import report
+from reports import figures
 from reports.aggregate import aggregate_over_environments, normalized
 from reports.analysis import analyse
 from reports.collect import collect
 from reports.kept import kept_rows, planes
 from reports.numbers import number, p_value, signed
 from reports.page import MOST_BYTES, page
-from reports.panels import panels_of
+from reports.panels import Panel, panels_of
 from reports.spectra import spectra_of
+from reports.style import styles
 from reports.write import write_report
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -133,6 +135,20 @@ def test_spectra_are_those_before_and_after_a_reset(trained):
         np.ones(100), abs=1e-5
     )  # an isometry of a square layer, up to the buckets' ends
     assert before[0] > 1.2 > 0.5 > before[-1] and (np.diff(before) <= 0).all()
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (0.5, 1.2), (0.3, 4.0), (0.004, 8.0), (0.0, 30.0)])
+def test_a_logarithmic_axis_leaves_its_ticks_to_the_page_and_is_no_microscope(low, high):
+    """Plotly chooses ticks within a power of ten unless it is told a distance; a browser showed them (28 November)."""
+    panel = Panel("", "CartPole-v1", {"fire": []}, "fire", (), 0)
+    spectra = {"fire": {"before": np.linspace(high, low, 9), "after": np.full(9, high)}}
+    axis = figures.spectra_figure(panel, styles(["fire"], "fire"), "q", spectra).layout.yaxis
+    assert axis.type == "log" and axis.dtick is None and axis.tickformat
+    if low == high:
+        assert axis.range[1] - axis.range[0] == pytest.approx(figures.LEAST_DECADES)
+        assert sum(axis.range) == pytest.approx(0.0)
+    else:
+        assert axis.range is None
 
 
 def test_what_resets_kept_is_the_mean_of_their_records(trained):

@@ -1,5 +1,6 @@
 """From an experiment's file to the runs that it plans; what is wrong with one is said before anything starts."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -217,6 +218,45 @@ def test_the_experiments_here_are_plans(path):
     experiment = read_experiment(path)
     assert experiment.question and experiment.name == path.stem
     assert experiment.report["baseline"] in {run.config.reset.name for run in experiment.runs}
+
+
+# The command lines behind the tables of 21 November 2026 in results/, one for each cell; seeds stand beside them.
+# Runs of Breakout kept their checkpoints of every 30,000 env steps, for branches to begin at.
+EARLIER = {
+    "cartpole": {
+        f"reset={reset}": f"--algo dqn --env CartPole-v1 --preset quick --reset {reset}"
+        for reset in ("none", "fire")
+    },
+    "pendulum": {
+        f"reset={reset}": f"--algo sac --env Pendulum-v1 --preset quick --reset {reset}"
+        for reset in ("none", "fire")
+    },
+    "breakout": {"uninterrupted/reset=none": "--algo dqn --env Breakout --preset quick --reset none"}
+    | {
+        f"after_reset/reset={reset}": "--algo dqn --env Breakout --preset quick "
+        f"--reset {reset} --reset.every 0 --reset.at 30000"
+        for reset in ("full", "shrink_perturb", "fire")
+    },
+}
+
+
+@pytest.mark.parametrize(("name", "seeds"), [("cartpole", 5), ("pendulum", 5), ("breakout", 3)])
+def test_the_runs_behind_the_tables_of_results_are_planned_again(name, seeds):
+    experiment = read_experiment(ROOT / "experiments" / f"{name}.yaml")
+    planned = {run.name: run for run in experiment.runs}
+    wanted = {
+        f"{cell}/seed{seed}": loader.load([*flags.split(), "--seed", str(seed)])[0]
+        for cell, flags in EARLIER[name].items()
+        for seed in range(seeds)
+    }
+    assert planned.keys() == wanted.keys() and experiment.together == "none"
+    for run_name, run in planned.items():
+        asked = loader.load(run.flags)[0]
+        at = (30_000,) if run.stage == "uninterrupted" else ()
+        assert asked.checkpoint.at == at and asked.num_threads == 1
+        assert dataclasses.replace(asked, checkpoint=wanted[run_name].checkpoint) == wanted[run_name]
+        if run.stage == "after_reset":
+            assert (run.parent, run.branch_step) == (f"uninterrupted/reset=none/seed{run.seed}", 30_000)
 
 
 def test_help_and_wrong_flags(capsys):

@@ -93,11 +93,24 @@ def test_until_ends_periodic_resets_alone():
         clock.take_owed()
         if reason := due.reset():
             resets[clock.env_step] = reason
-    assert list(resets) == [15, 20, 30, 40, 45, 60, 80]  # tasks begin at 20, 40, 60, 80; the period ends after 50
+    assert list(resets) == [
+        15,
+        20,
+        30,
+        40,
+        45,
+        60,
+        80,
+    ]  # tasks begin at 20, 40, 60, 80; the period ends after 50
 
 
 def test_resets_at_borders_are_possible_without_a_period():
-    options = {"env.change.kind": "rotate", "env.change.every": 20, "reset.on-change": "true", "reset.until": 10}
+    options = {
+        "env.change.kind": "rotate",
+        "env.change.every": 20,
+        "reset.on-change": "true",
+        "reset.until": 10,
+    }
     assert clock_and_due(**options, **{"reset.every": 0, "total-steps": 1_100})[1].resets_possible
     _, due, _ = clock_and_due(**{"reset.every": 40, "reset.until": 10, "total-steps": 1_100})
     assert not due.resets_possible

@@ -9,12 +9,15 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from tests.training.test_train import SMALL
-from training import mirrors
+from tests.training.test_train import SMALL, run
+from training import mirrors, record
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,6 +63,23 @@ def test_trackio_does_not_follow_several_runs_of_one_program(tmp_path, capsys, m
 def scalars(run_dir):
     with (run_dir / "scalars.csv").open(newline="") as file:
         return sorted((int(step), key, float(value)) for step, key, value in list(csv.reader(file))[1:])
+
+
+@pytest.mark.parametrize("takes_step", [False, True])
+def test_a_mirror_gets_the_keys_and_values_of_the_file_and_of_tensorboard(takes_step, tmp_path, monkeypatch):
+    """Neither tracker need be installed: what stands for one writes down what it is given."""
+    rows, finished = [], []
+
+    def log(values, step=None):
+        rows.extend((values.get("env_step", step), *item) for item in values.items() if item[0] != "env_step")
+
+    tracker = SimpleNamespace(log=log, finish=lambda: finished.append(True))
+    monkeypatch.setattr(record, "open_mirror", lambda *_: mirrors.Mirror(tracker, takes_step))
+    run(tmp_path, "dqn")
+    assert sorted(rows) == scalars(tmp_path) and finished == [True]
+    events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()
+    shown = [(e.step, key, e.value) for key in events.Tags()["scalars"] for e in events.Scalars(key)]
+    assert sorted(shown) == sorted((step, key, float(np.float32(value))) for step, key, value in rows)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trackio") is None, reason="trackio is not installed")

@@ -1,16 +1,26 @@
 """What TensorBoard is given, read back by its own readers from small runs."""
 
+import contextlib
+import io
+import itertools
 import re
 
+import imageio.v3 as imageio
 import numpy as np
 import pytest
+from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata
 
-from tests.training.test_train import RESETS, run, run_interrupted
+from common.seeding import stream_seed
+from common.video import CLIP_FRAMES, Clip
+from configs import loader
+from envs import make_evaluation_env
+from tests.training.test_train import RESETS, SMALL, run, run_interrupted, table
 from training import trainer
 from training.dashboard import CHARTS, SCORES, layout
+from training.evaluation import RandomPolicy, evaluate
 from training.summary import reset_records
 
 
@@ -118,6 +128,42 @@ def test_spectra_of_large_networks_are_left_out_and_so_are_unwanted_ones(limit, 
     monkeypatch.setattr(trainer, "CHEAP_SPECTRA", limit)
     run(tmp_path, "dqn", *flags, "--total-steps", "100")
     assert EventAccumulator(str(tmp_path)).Reload().Tags()["histograms"] == []
+
+
+def test_an_episode_moves_before_and_after_each_reset_and_no_number_does(tmp_path):
+    run(tmp_path / "plain", "dqn")
+    run(tmp_path / "filmed", "dqn", "--log.video", "true")
+    assert table(tmp_path / "filmed/scalars.csv") == table(tmp_path / "plain/scalars.csv")
+    events = EventAccumulator(str(tmp_path / "filmed"), size_guidance={"images": 0}).Reload()
+    resets = [record["env_step"] for record in reset_records(tmp_path / "filmed")]
+    steps = {tag: [event.step for event in events.Images(tag)] for tag in events.Tags()["images"]}
+    around = {"video/before_reset": resets, "video/after_reset": resets}
+    assert steps == {"video/random_policy": [0], **around, "video/end": [201]}
+    config, _ = loader.load([*SMALL["dqn"].split()])
+    with contextlib.closing(make_evaluation_env(config, config.eval.num_envs, "rgb_array")) as env:
+        clip, seed = Clip(env.frames_per_second), stream_seed(config.seed, "eval_env", 0)
+        length = evaluate(RandomPolicy(env), env, config.eval.episodes, seed, clip).lengths[0]
+    [first] = events.Images("video/random_policy")
+    assert first.encoded_image_string.startswith(b"GIF89a")
+    assert (first.height, first.width, 3) == clip.frames[0].shape and len(clip.frames) == length
+    # Equal pictures in a row are one frame of the file that is shown longer.
+    changes = sum(not np.array_equal(*pair) for pair in itertools.pairwise(clip.frames))
+    with Image.open(io.BytesIO(first.encoded_image_string)) as gif:
+        seconds = [frame.info["duration"] / 1000 for frame in ImageSequence.Iterator(gif)]
+    assert len(seconds) == 1 + changes > length / 2
+    assert sum(seconds) == pytest.approx(length / env.frames_per_second)
+    assert EventAccumulator(str(tmp_path / "plain")).Reload().Tags()["images"] == []
+
+
+def test_a_long_episode_is_thinned_and_keeps_its_pace():
+    clip = Clip(frames_per_second=50)
+    for number in range(1000):
+        clip.append(np.full((480, 320, 3), number % 256, dtype=np.uint8))
+    assert 100 <= len(clip.frames) <= CLIP_FRAMES and clip.frames[0].shape == (160, 107, 3)
+    file = clip.gif()
+    assert len(imageio.imread(file, extension=".gif")) == len(clip.frames)
+    shown = len(clip.frames) * imageio.immeta(file, extension=".gif")["duration"] / 1000
+    assert shown == pytest.approx(1000 / 50, rel=0.05)
 
 
 def test_a_resumed_run_takes_another_choice_of_histograms(tmp_path):

@@ -1,14 +1,13 @@
-"""A continual-learning study on real images: which resets keep a small network able to learn?
+"""Which resets keep a small network able to learn one task after another, made of scikit-learn's 8 x 8 digits?
 
-    python -m benchmarks.continual --output results/continual
-    python -m benchmarks.continual --tasks relabelled --output results/scales \\
-        --methods "FIRE, norm preserved" "random orthogonal, scale mean singular value"
+    python -m studies.digits                                              # 9 methods, 2 kinds of tasks, 13 CPU minutes
+    python -m studies.digits --tasks relabelled --output runs/scales \\
+        --arms fire:scale=preserve_norm random_orthogonal:scale=mean_singular_value
 
-A network learns a sequence of tasks made from scikit-learn's 8 x 8 digits; at every task boundary a reset
-is applied. ``relabelled``: 400 images get random labels, the score is the share memorised. ``permuted``:
-the pixels are permuted and the true labels predicted, the score is test accuracy. All seeds of one method
-run as one batched network (an ensemble with nothing shared), every method on the same first weights and the
-same tasks. Writes a Markdown table, a PNG and JSON. Intervals are 95 % bootstrap intervals over seeds.
+Before each task but the first a reset is applied. ``relabelled``: 400 images get random labels, the score is the share
+memorised. ``permuted``: the pixels are permuted and the true labels predicted, the score is test accuracy. All seeds of
+an arm run as one batched network (an ensemble with nothing shared), every arm on the same first weights and the same
+tasks. Intervals are 95 % bootstrap intervals over seeds. --output gets summary.md, figure.png and scores.json.
 """
 
 from __future__ import annotations
@@ -16,9 +15,10 @@ from __future__ import annotations
 import argparse
 import copy
 import datetime
-import json
 import math
+import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -29,31 +29,31 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.ticker import MaxNLocator
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from common.files import replace_bytes, to_json
+from common.stats import bootstrap_interval
+from configs.errors import ConfigError
 from fire.metrics.cheap import measure
 from fire.network.slot import NetworkSlot
-from fire.options import FireOptions, IsometryOptions
-from fire.resets.registry import REGISTRY, Reset, reset_networks
+from fire.resets.registry import Reset, reset_networks
+from studies.arms import Arm, parse_arm
+from studies.command import Parser, chosen_arms, positive
+from studies.command import main as command
+from studies.figures import CONTROLS
+from studies.vision.data import load_images
 
-METHODS: dict[str, Reset] = {
-    "none": REGISTRY["none"](),
-    "optimizer only": REGISTRY["optimizer_only"](),
-    "full": REGISTRY["full"](),
-    "shrink and perturb": REGISTRY["shrink_perturb"](),
-    "ReDo": REGISTRY["redo"](),
-    "random orthogonal": REGISTRY["random_orthogonal"](),
-    "FIRE, 10 cubic steps": REGISTRY["fire"](FireOptions(method="newton_schulz")),
-    "FIRE": REGISTRY["fire"](),
-    "FIRE, scale mean singular value": REGISTRY["fire"](FireOptions(scale="mean_singular_value")),
-    "FIRE, norm preserved": REGISTRY["fire"](FireOptions(scale="preserve_norm")),
-    "random orthogonal, scale mean singular value": REGISTRY["random_orthogonal"](
-        IsometryOptions(scale="mean_singular_value")
-    ),
-}
-COMPARED = tuple(METHODS)[:9]
-CONTROLS = ("none", "optimizer only", "random orthogonal")  # drawn dashed
+ARMS = (
+    "none",
+    "optimizer_only",
+    "full",
+    "shrink_perturb",
+    "redo",
+    "random_orthogonal",
+    "fire:method=newton_schulz",
+    "fire",
+    "fire:scale=mean_singular_value",
+)
 TASKS = ("relabelled", "permuted")
 NUM_CLASSES = 10
 BATCH_SIZE = 64
@@ -121,14 +121,14 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         return (network(images).argmax(-1) == labels).float().mean(dim=1)
 
 
-def run(
+def scores_of(
     kind: str, reset: Reset, num_seeds: int, num_tasks: int, steps: int
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Scores (seeds, tasks) at the end of every task, and plasticity metrics at the end of the last."""
-    data = load_digits()
-    images = torch.tensor(data.data, dtype=torch.float32)
+    data = load_images("digits", None)
+    images = torch.cat([data.images, data.test_images]).flatten(1).float()
     images = (images - images.mean()) / images.std()
-    labels = torch.tensor(data.target)
+    labels = torch.cat([data.labels, data.test_labels])
 
     network = make_network(num_seeds, torch.Generator().manual_seed(0))
     first = copy.deepcopy(network)
@@ -157,24 +157,18 @@ def run(
     return torch.stack(scores, dim=1).numpy(), measure({"net": slot}, (inputs, targets))
 
 
-def bootstrap_interval(values: np.ndarray, resamples: int = 10_000) -> tuple[np.ndarray, np.ndarray]:
-    """95 % percentile interval of the mean over the first axis (seeds)."""
-    rows = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
-    means = values[rows].mean(axis=1)
-    return np.quantile(means, 0.025, axis=0), np.quantile(means, 0.975, axis=0)
-
-
-def plot(results: dict[str, dict[str, np.ndarray]], path: Path) -> None:
+def plot(results: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> None:
     """One panel for each kind of task: mean score with its interval over tasks."""
     figure, axes = plt.subplots(
         1, len(results), figsize=(5 * len(results) + 2.5, 4.2), squeeze=False, layout="constrained"
     )
-    for axis, (kind, methods) in zip(axes[0], results.items(), strict=True):
-        for method, scores in methods.items():
+    for axis, (kind, arms) in zip(axes[0], results.items(), strict=True):
+        for arm, scores in arms.items():
             x = np.arange(1, scores.shape[1] + 1)
-            style = "--" if method in CONTROLS else "-"
-            (line,) = axis.plot(x, scores.mean(axis=0), style, label=method, linewidth=1.5)
-            axis.fill_between(x, *bootstrap_interval(scores), color=line.get_color(), alpha=0.15, linewidth=0)
+            style = "--" if arm in CONTROLS else "-"
+            (line,) = axis.plot(x, scores.mean(axis=0), style, label=arm, linewidth=1.5)
+            low, high = zip(*(bootstrap_interval(task) for task in scores.T), strict=True)
+            axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
         axis.set_title(f"{kind} digits, {scores.shape[0]} seeds")
         axis.set_xlabel("task (a reset before each but the first)")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -182,57 +176,79 @@ def plot(results: dict[str, dict[str, np.ndarray]], path: Path) -> None:
         axis.grid(alpha=0.3)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
     figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
-def main() -> None:
-    """Run every method on both kinds of task and write table, figure and scores."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line.
+
+    Raises:
+        ConfigError: an unknown flag, value or arm.
+    """
+    parser = Parser(
+        "python -m studies.digits", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(COMPARED))
-    parser.add_argument("--num-seeds", type=int, default=8)
-    parser.add_argument("--num-tasks", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=400, help="gradient updates per task")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--output", type=Path, help="path of the result files, without ending")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help=f"(default: {' '.join(ARMS)})")
+    parser.add_argument("--seeds", type=positive, default=8, help="seeds 0, 1, ... (default: %(default)s)")
+    parser.add_argument("--num-tasks", type=positive, default=20, help="(default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=positive, default=400, help="gradient updates per task (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/digits"), metavar="DIR", help="(default: %(default)s)"
+    )
+    parser.set_defaults(question=None)
+    args = parser.parse_args(argv)
+    args.arms = [_between_tasks(parse_arm(spec)) for spec in chosen_arms(args, ARMS, {})]
+    return args
 
+
+def _between_tasks(arm: Arm) -> Arm:
+    """Return ``arm``; ConfigError if it does more than reset before every task, which nothing here would heed."""
+    if arm.borders or arm.ewc or arm.l2_init or arm.parseval or arm.reset.tracker() is not None:
+        raise ConfigError(f"arm {arm.spec}: only what a reset does before every task is studied here")
+    return arm
+
+
+def run(args: argparse.Namespace) -> str:
+    """Run every arm on every kind of tasks, print its row, write the files; returns the last line of the table."""
+    torch.set_num_threads(args.threads)
     start, processor_start = time.perf_counter(), time.process_time()
     results: dict[str, dict[str, np.ndarray]] = {}
     lines = [
-        f"Date {datetime.date.today()}, torch {torch.__version__}, CPU, {args.threads} thread(s): {args.num_seeds}"
+        f"Date {datetime.date.today()}, torch {torch.__version__}, CPU, {args.threads} thread(s): {args.seeds}"
         f" seeds, {args.num_tasks} tasks of {args.steps} updates, reset at every task boundary.",
         "",
-        "| tasks | reset | first task | second half of the tasks, 95 % interval | zero units | srank |",
-        "|---|---|---|---|---|---|",
+        "| tasks | reset | first task | second half of the tasks | 95 % interval | zero units | srank |",
+        "|---|---|---|---|---|---|---|",
     ]
     print("\n".join(lines))
     for kind in args.tasks:
         results[kind] = {}
-        for method in args.methods:
-            scores, metrics = run(kind, METHODS[method], args.num_seeds, args.num_tasks, args.steps)
-            results[kind][method] = scores
+        for arm in args.arms:
+            scores, metrics = scores_of(kind, arm.reset, args.seeds, args.num_tasks, args.steps)
+            results[kind][arm.spec] = scores
             late = scores[:, args.num_tasks // 2 :].mean(axis=1)
             low, high = bootstrap_interval(late)
             lines.append(
-                f"| {kind} | {method} | {scores[:, 0].mean():.3f} | {late.mean():.3f} [{low:.3f}, {high:.3f}] |"
+                f"| {kind} | `{arm.spec}` | {scores[:, 0].mean():.3f} | {late.mean():.3f} | {low:.3f} to {high:.3f} |"
                 f" {metrics['plasticity/net/zero_activation_ratio']:.2f} | {metrics['plasticity/net/srank']:.0f} |"
             )
             print(lines[-1], flush=True)
     wall, processor = time.perf_counter() - start, time.process_time() - processor_start
-    lines += ["", f"Took {wall:.0f} s, {processor:.0f} s of processor time."]
-    print(lines[-1])
-    if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
-        plot(results, args.output.with_suffix(".png"))
-        scores = {
-            kind: {m: s.round(4).tolist() for m, s in methods.items()} for kind, methods in results.items()
-        }
-        args.output.with_suffix(".json").write_text(json.dumps(scores) + "\n")
+    lines += ["", f"Took {wall:.0f} s, {processor:.0f} s of processor time.", ""]
+    args.output.mkdir(parents=True, exist_ok=True)
+    replace_bytes(args.output / "summary.md", "\n".join(lines).encode())
+    plot(results, args.output / "figure.png")
+    rounded = {
+        kind: {arm: scores.round(4).tolist() for arm, scores in arms.items()}
+        for kind, arms in results.items()
+    }
+    replace_bytes(args.output / "scores.json", (to_json(rounded) + "\n").encode())
+    return "\n".join(lines[-3:])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command(parse, run, sys.argv[1:], "stopped; the same command begins anew"))
