@@ -184,7 +184,9 @@ def test_every_logged_key_is_documented(algo, finished):
         "eval/task",
         *(key.split("/")[-1] for key in DIAGNOSTIC_KEYS),
     )
-    own = [p for p in patterns if not p.endswith(others) and not p.startswith(("spectrum/", "tasks/", "video/"))]
+    own = [
+        p for p in patterns if not p.endswith(others) and not p.startswith(("spectrum/", "tasks/", "video/"))
+    ]
     assert not [p for p in own if not any(re.fullmatch(p, key) for key in everything)]
 
 
