@@ -249,6 +249,10 @@ class Pretended(contextlib.ExitStack):
         }
         for name, value in answers.items():
             self._patch(torch.cuda, name, value)
+        # From PyTorch 2.14 on, Adam asks here whether a graph is being recorded.
+        stream = mock.MagicMock()
+        stream.is_capturing = torch.cuda.is_current_stream_capturing
+        self._patch(torch.accelerator, "current_stream", lambda device=None: stream)
 
     def _stream(self) -> mock.MagicMock:
         self.streams += 1
