@@ -12,6 +12,8 @@ from configs.values import Value
 
 # Final scores in the table of hyperparameters: TensorBoard shows each run's newest value.
 SCORES = ("eval/mean_reward", "rollout/ep_rew_mean")
+# The table shows five options until one chooses others.
+FIRST_COLUMNS = ("algo", "env.id", "preset", "reset.name", "seed")
 # Options that are no columns there: they do not change what is learned.
 _NO_COLUMNS = (
     *("log", "eval", "checkpoint", "device", "num_threads", "num_agents", "profile", "cuda_graphs", "logger"),

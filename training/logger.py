@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from common.files import reading_run_file, replace_bytes
 from common.video import Clip
-from training.dashboard import SCORES, layout
+from training.dashboard import FIRST_COLUMNS, SCORES, layout
 from training.mirrors import Mirror
 
 
@@ -41,11 +42,12 @@ class Logger:
         self._mirror = mirror
         self._keys: set[str] = set() if resume_step is None else _logged(path)
         self._layout: dict[str, dict[str, list[Any]]] = {}
+        self._newest: dict[str, tuple[int, float | Tensor]] = {}
         self._lay_out()
 
     def scalars(self, values: Mapping[str, float], env_step: int) -> None:
         for key, value in values.items():
-            self._tensorboard.add_scalar(key, value, env_step)
+            self._plot(self._tensorboard.add_scalar, key, value, env_step)
             self._csv.writerow([env_step, key, repr(float(value))])
         if self._mirror is not None:
             self._mirror.log(values, env_step)
@@ -62,7 +64,18 @@ class Logger:
     def histograms(self, values: Mapping[str, Tensor], env_step: int) -> None:
         """Write the distributions of arrays of numbers, to TensorBoard alone."""
         for key, value in values.items():
-            self._tensorboard.add_histogram(key, value, env_step)
+            self._plot(self._tensorboard.add_histogram, key, value, env_step)
+
+    def _plot(self, add: Callable[[str, Any, int], None], key: str, value: Any, env_step: int) -> None:
+        """Give TensorBoard a point; of two at one step it shows the later, so the earlier moves back by a step.
+
+        A point at an earlier step than the newest replaces what came after it.
+        """
+        before = self._newest.get(key)
+        if before is not None and before[0] == env_step:
+            add(key, before[1], env_step - 1)
+        add(key, value, env_step)
+        self._newest[key] = env_step, value
 
     def text(self, key: str, text: str, env_step: int = 0) -> None:
         """Write Markdown, to TensorBoard alone."""
@@ -81,6 +94,7 @@ class Logger:
         writer = self._tensorboard.file_writer
         assert writer is not None  # until it is closed
         for summary in hparams(dict(values), dict.fromkeys(SCORES, 0.0)):
+            _put_first(summary)
             writer.add_summary(summary)
 
     def flush(self) -> None:
@@ -92,6 +106,15 @@ class Logger:
         self._file.close()
         if self._mirror is not None:
             self._mirror.finish()
+
+
+def _put_first(summary: Summary) -> None:
+    """Mark the options that the table is to show first; TensorBoard sorts by this mark, then by name."""
+    for value in summary.value:
+        data = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+        for info in data.experiment.hparam_infos:
+            info.differs = info.name in FIRST_COLUMNS
+        value.metadata.plugin_data.content = data.SerializeToString()
 
 
 def _logged(path: Path) -> set[str]:

@@ -79,7 +79,9 @@ def test_a_mirror_gets_the_keys_and_values_of_the_file_and_of_tensorboard(takes_
     assert sorted(rows) == scalars(tmp_path) and finished == [True]
     events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()
     shown = [(e.step, key, e.value) for key in events.Tags()["scalars"] for e in events.Scalars(key)]
-    assert sorted(shown) == sorted((step, key, float(np.float32(value))) for step, key, value in rows)
+    expected = {(step, key, float(np.float32(value))) for step, key, value in rows}
+    moved = set(shown) - expected  # the earlier of two points at one step, see Logger
+    assert expected <= set(shown) and {(step + 1, key, value) for step, key, value in moved} <= expected
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trackio") is None, reason="trackio is not installed")
