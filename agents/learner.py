@@ -235,6 +235,9 @@ class GraphLearner(Learner):
     Args:
         agents, replay, generators, batch_size, numerics: see :class:`Learner`.
         capture: makes a graph of a function.
+
+    Attributes:
+        works: whether updates are recorded; False once they are made eagerly.
     """
 
     def __init__(
@@ -249,14 +252,14 @@ class GraphLearner(Learner):
         super().__init__(agents, replay, generators, batch_size, numerics)
         self._capture = capture
         self._side = Side()
-        self._works = True
+        self.works = True
         self._compared = False
         self._inputs: dict[int, StaticInputs] = {}  # by number of updates
         self._blocks: dict[tuple[int, tuple[int, ...]], Callable[[], Learned]] = {}
         self._places: Places | None = None  # of the blocks' tensors
 
     def learn(self, count: int) -> Learned:
-        if not self._works:
+        if not self.works:
             return super().learn(count)
         agents = self.agents.agents
         drawn = self._draw(count)
@@ -296,7 +299,7 @@ class GraphLearner(Learner):
             warn_of_fallback("recorded updates differ from eager ones")
         except RuntimeError as error:
             warn_of_fallback(f"updates cannot be recorded ({first_cause(error)})")
-        self._works = False
+        self.works = False
         self._blocks.clear()
 
     def _count_updates(self, number: int) -> None:

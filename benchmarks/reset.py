@@ -23,8 +23,9 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,8 @@ from fire.polar.factors import polar_factors
 from fire.polar.isometry import dfi
 from fire.resets.fire import FireReset
 from fire.resets.registry import reset_networks
+
+Result = TypeVar("Result")
 
 
 def nature_cnn(actions: int = 18) -> nn.Module:
@@ -260,7 +263,7 @@ def agent_cost(repeats: int, device: str) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     seconds: dict[str, list[float]] = {"env step": [], "gradient update": [], "reset": []}
 
-    def timed_call(name: str, call: Callable[[], object]) -> object:
+    def timed_call(name: str, call: Callable[[], Result]) -> Result:
         start = clock(device)
         result = call()
         seconds[name].append(clock(device) - start)
@@ -269,7 +272,7 @@ def agent_cost(repeats: int, device: str) -> dict[str, float]:
     obs = env.reset(0)
     for _ in range(600):
         action = env.random_action()
-        step = timed_call("env step", lambda action=action: env.step(action))
+        step = timed_call("env step", partial(env.step, action))
         replay.add(obs, action, step.reward, step.terminated, step.truncated, step.next_obs)
         obs = step.obs
     env.close()
@@ -279,11 +282,9 @@ def agent_cost(repeats: int, device: str) -> dict[str, float]:
     for _ in range(repeats):
         learner.learn(1)  # records the graph
         for _ in range(20):
-            batch, _ = timed_call("gradient update", lambda: learner.learn(1))
+            batch, _ = timed_call("gradient update", partial(learner.learn, 1))
         probe = batch.run(0)
-        timed_call(
-            "reset", lambda probe=probe: reset_networks(agent.networks(), FireReset(), probe, generator)
-        )
+        timed_call("reset", partial(reset_networks, agent.networks(), FireReset(), probe, generator))
     figures = {name: statistics.median(values) for name, values in seconds.items()}
     figures["env step"] /= config.env.num_envs
     for unit in ("env step", "gradient update"):

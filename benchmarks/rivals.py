@@ -97,15 +97,15 @@ class CleanRL:
         return action, (normal.log_prob(raw) - torch.log(1 - action.pow(2) + 1e-6)).sum(1, keepdim=True)
 
     def update(self, batch: Batch) -> None:
-        alpha = self.log_alpha.exp().detach()
-        alpha = alpha if self.lean else alpha.item()
+        temperature = self.log_alpha.exp().detach()
+        alpha = temperature if self.lean else temperature.item()
         with torch.no_grad():
             action, log_prob = self.sample(batch.next_obs)
             inputs = torch.cat([batch.next_obs, action], 1)
             low = torch.min(*(target(inputs) for target in self.targets)) - alpha * log_prob
             wanted = batch.reward + batch.discount * low.view(-1)
         inputs = torch.cat([batch.obs, batch.action], 1)
-        q_loss = sum(F.mse_loss(q(inputs).view(-1), wanted) for q in self.critics)
+        q_loss = torch.stack([F.mse_loss(q(inputs).view(-1), wanted) for q in self.critics]).sum()
         self.q_optimizer.zero_grad()
         q_loss.backward()
         self.q_optimizer.step()

@@ -36,14 +36,15 @@ import json
 import platform
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from agents import Batch, FlatReplay
+from agents import Agent, Batch, FlatReplay
 from agents.dqn import DQN
 from agents.graphs import Side, capture
 from agents.learner import Agents, GraphLearner, Learner, make_learner
@@ -92,12 +93,24 @@ def traffic(agent: SAC) -> int:
 # The parts
 
 
-def learner_update(device: str, *flags: str, agents: int = 1) -> Callable[[], object]:
+def _update_together(stack: Agents, batch: Batch, device: str) -> None:
+    stack.update(batch, stack.draw(BATCH).to(device))
+
+
+def _update_in_turn(group: Sequence[Agent], batches: Sequence[Batch]) -> None:
+    for agent, batch in zip(group, batches, strict=True):
+        agent.learn(batch)
+
+
+def learner_update(
+    device: str, *flags: str, agents: int = 1
+) -> Callable[[], tuple[Batch, dict[str, torch.Tensor]]]:
     """One SAC update of each agent as ``train.py --preset paper`` makes it, minibatch included: on CUDA one graph."""
     options = ["--algo", "sac", "--env", "h1-walk", "--preset", "paper", "--device", device, *flags]
     config, _ = loader.load(options)
     numerics = Numerics(config.precision, config.compile)
     sizes = (OBS, ACTION, 500)
+    assert isinstance(config.agent, SACConfig)
     group = [SAC(config.agent, *sizes, seed, torch.device(device), numerics) for seed in range(agents)]
     shapes = (1_000, 1, (OBS,), (ACTION,), False, group[0].gamma)
     replay = FlatReplay(*shapes, device=device, num_runs=agents)
@@ -182,12 +195,8 @@ def several(args: argparse.Namespace) -> dict[str, object]:
         stack = Agents([make(seed) for seed in range(number)], trace_from=0)
         joined = Batch(*map(torch.stack, zip(*batches, strict=True)))
         contenders = {
-            "together": lambda stack=stack, joined=joined: stack.update(
-                joined, stack.draw(BATCH).to(args.device)
-            ),
-            "alone": lambda alone=alone, batches=batches: [
-                agent.learn(batch) for agent, batch in zip(alone, batches, strict=True)
-            ],
+            "together": partial(_update_together, stack, joined, args.device),
+            "alone": partial(_update_in_turn, alone, batches),
         }
         seconds = take_turns(contenders, args.rounds, 10 * args.updates, args.device)
         figures[name] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -29,7 +29,7 @@ def seconds_per_call(call: Callable[[], object], count: int, device: str) -> flo
 
 
 def take_turns(
-    contenders: dict[str, Callable[[], object]], rounds: int, count: int, device: str
+    contenders: Mapping[str, Callable[[], object]], rounds: int, count: int, device: str
 ) -> dict[str, list[float]]:
     """Seconds of one call of each contender in every round, the order turning from round to round."""
     names = list(contenders)

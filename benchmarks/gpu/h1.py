@@ -46,19 +46,19 @@ def conclude(record: Record, args: argparse.Namespace) -> None:
     """Table at the paper's columns, figure, actors, and what can be concluded."""
     own = study(args)
     curves = own.curves()
+    paper = {name: dict(zip([f"{c:g}M" for c in COLUMNS], row, strict=True)) for name, row in PAPER.items()}
+    table = {reset: at_columns(curve, COLUMNS, FRAMES_PER_STEP) for reset, curve in curves.items()}
     found = {
-        "table": {reset: at_columns(curve, COLUMNS, FRAMES_PER_STEP) for reset, curve in curves.items()},
+        "table": table,
         "mean over the second half": {r: area(curve) for r, curve in curves.items() if r != "beginnings"},
-        "paper": {
-            name: dict(zip([f"{c:g}M" for c in COLUMNS], row, strict=True)) for name, row in PAPER.items()
-        },
+        "paper": paper,
         "SimBa, no reset": SIMBA,
         "what can be concluded": {str(i): sentence for i, sentence in enumerate(verdict(curves))},
         "curves": {r: {str(step): returns for step, returns in curve.items()} for r, curve in curves.items()},
         "actors": own.policies(record.folder / "policies"),
     }
     record.figures.update(found)
-    paper = {f"paper, {name}, 5 seeds": row for name, row in found["paper"].items()}
+    others = {f"paper, {name}, 5 seeds": row for name, row in paper.items()}
     simba = {"SimBa, no reset, 10 seeds": {"1M": SIMBA["1M"]}}
-    record.summary = summary(found["table"], {**paper, **simba}, verdict(curves))
+    record.summary = summary(table, {**others, **simba}, verdict(curves))
     draw(curves, FRAMES_PER_STEP, f"SAC on h1-walk, {own.seeds} seeds", record.folder / "h1.png")

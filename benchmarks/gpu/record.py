@@ -143,8 +143,8 @@ class Record:
     def table(self, most: int = 60) -> str:
         """The figures as a short plain table, or the part's own summary, and what failed."""
         if self.summary:
-            failed = [f"{name}: {why}" for name, why in self.state["errors"].items()]
-            return "\n".join([self.summary, *failed])
+            missing = [f"{name}: {why}" for name, why in self.state["errors"].items()]
+            return "\n".join([self.summary, *missing])
         rows = flat(self.figures)
         cut = (
             [("...", f"{len(rows) - most} more in {self._path.with_suffix('.md')}")]

@@ -25,7 +25,7 @@ from benchmarks.gpu.record import Record
 from benchmarks.throughput import flops, learner_update, traffic
 from benchmarks.timing import busy_share, clock, seconds_per_call
 from configs import loader
-from configs.schema import SACConfig
+from configs.schema import DQNConfig, SACConfig
 from envs import make_training_env
 from fire import fire_
 from training.profiling import on_device
@@ -54,30 +54,28 @@ def run(record: Record, args: argparse.Namespace) -> None:
     for runs in RUNS[:2] if tiny else RUNS:
         for precision in ("float32",) if tiny else ("float32", "tf32", "bf16"):
             name = f"SAC updates, {_runs(runs)}, {precision}"
-            record.measure(
-                name, lambda r=runs, p=precision: sac(record, r, p, False, count, device, tiny), needs=5
-            )
+            record.measure(name, partial(sac, record, runs, precision, False, count, device, tiny), needs=5)
     record.measure("SAC, tf32 learns what float32 does", lambda: same_learning(device, tiny), needs=8)
     record.measure("SAC reset", lambda: agent_reset(device, tiny), needs=15)
     for runs in (1,) if tiny else (1, 4):
-        record.measure(f"DQN updates on frames, {_runs(runs)}", lambda r=runs: dqn(r, count, device), needs=5)
+        record.measure(f"DQN updates on frames, {_runs(runs)}", partial(dqn, runs, count, device), needs=5)
     record.measure("top ten of a SAC update", lambda: top_ten(device, tiny), needs=5)
     for env in ("h1-walk", "Pong"):
-        record.measure(f"env steps, {env}", lambda e=env: env_steps(e, 0.2 if tiny else 3.0), needs=8)
+        record.measure(f"env steps, {env}", partial(env_steps, env, 0.2 if tiny else 3.0), needs=8)
     for case in ("sac-quick",) if tiny else ("sac-paper", "dqn-paper"):
-        record.measure(f"whole loop, {case}", lambda c=case: whole_loop(c, device), needs=25)
+        record.measure(f"whole loop, {case}", partial(whole_loop, case, device), needs=25)
     runs = 2 if tiny else 12
     name = f"host time, {runs} runs, microseconds per run and step"
-    record.measure(name, lambda r=runs: host_time.measure(r), needs=20)
+    record.measure(name, partial(host_time.measure, runs, actor=True), needs=20)
     for network in ["nature_cnn"] if tiny else reset.NETWORKS:
         record.measure(
-            f"reset of {network}", lambda n=network: network_reset(n, device, 1 if tiny else 5), needs=10
+            f"reset of {network}", partial(network_reset, network, device, 1 if tiny else 5), needs=10
         )
     if device == "cuda":
         record.measure("LeanRL's way, SAC update", lambda: lean(count, device), needs=40)
         for precision in ("float32", "tf32"):
             name = f"SAC updates, 1 run, {precision}, compiled"
-            record.measure(name, lambda p=precision: sac(record, 1, p, True, count, device, tiny), needs=60)
+            record.measure(name, partial(sac, record, 1, precision, True, count, device, tiny), needs=60)
 
 
 def conclude(record: Record, args: argparse.Namespace) -> None:
@@ -101,7 +99,7 @@ def conclude(record: Record, args: argparse.Namespace) -> None:
             axes.plot(*zip(*points, strict=True), "o-", label=precision)
     if axes.lines:
         axes.legend()
-        axes.set_ylim(0, 1.08 * max(max(line.get_ydata()) for line in axes.lines))
+        axes.set_ylim(0, 1.08 * max(float(np.max(line.get_ydata())) for line in axes.lines))
     axes.set_xticks(RUNS)
     title = "tiny SAC, a rehearsal" if record.rehearsal else "SAC at the paper's widths"
     axes.set(xlabel="runs in one program", ylabel="agent updates per second", title=title)
@@ -215,6 +213,7 @@ def dqn(runs: int, count: int, device: str) -> dict[str, float]:
     """DQN updates on frames, Nature CNN, minibatches of 32."""
     config, _ = loader.load(["--algo", "dqn", "--env", "Pong", "--preset", "paper", "--device", device])
     where = torch.device(device)
+    assert isinstance(config.agent, DQNConfig)
     agents = [DQN(config.agent, (4, 84, 84), 6, 0, 10**6, seed, where) for seed in range(runs)]
     replay = FrameReplay(1000, 4, (4, 84, 84), 6, 0.99, 1, where, runs)
     rng, columns = np.random.default_rng(0), 4 * runs

@@ -273,7 +273,8 @@ def draw(
         colour = COLOURS.get(reset, "#2c3e50")
         label = "before the reset" if reset == "beginnings" else reset
         axes.plot(frames, [float(np.mean(r)) for r in curve.values()], lw=1.5, color=colour, label=label)
-        axes.fill_between(frames, *zip(*bounds, strict=True), color=colour, alpha=0.15, lw=0)
+        low, high = zip(*bounds, strict=True)
+        axes.fill_between(frames, low, high, color=colour, alpha=0.15, lw=0)
     if curves:
         axes.legend(fontsize=8)
     axes.set(xlabel="million frames", ylabel="mean return", title=title)
