@@ -220,6 +220,7 @@ class _JointOptimizer:
         self._kernel: Callable[..., None]
         self._owners = [optimizers[index % count] for index in range(len(parameters))]
         self._states: list[dict[str, Tensor]] = []  # of each parameter, as of the newest ordinary step
+        self._count: Tensor | None = None  # the step counts of all parameters
         self._options = groups[0]
         self._is_adam = (
             type(optimizers[0]) in (torch.optim.Adam, torch.optim.AdamW)
@@ -237,7 +238,10 @@ class _JointOptimizer:
             self._ordinary_step(gradients)
             return
         # What the ordinary step comes to, without its search for parameters, gradients and states.
-        torch._foreach_add_(self._steps, 1)
+        if self._count is None:
+            torch._foreach_add_(self._steps, 1)
+        else:
+            self._count += 1
         options = self._options
         self._kernel(
             self._parameters,
@@ -267,6 +271,12 @@ class _JointOptimizer:
             self._means, self._squares, self._steps = (
                 [state[name] for state in self._states] for name in ("exp_avg", "exp_avg_sq", "step")
             )
+            if all(step.is_cpu for step in self._steps):
+                # On a CPU adding to 30 tensors costs almost as much as Adam itself, adding to what they view nothing.
+                self._count = torch.stack(self._steps)
+                self._steps = list(self._count.unbind())
+                for state, step in zip(self._states, self._steps, strict=True):
+                    state["step"] = step
             decoupled = self._options["decoupled_weight_decay"]
             self._kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
 
