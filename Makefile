@@ -1,5 +1,5 @@
 # make train   train the main job (ALGO, ENV, RESET, PRESET and ARGS pass through), in its own .venv
-# make demo    run experiments/demo.yaml, 21 CPU minutes, and write its report
+# make demo    run experiments/demo.yaml, 7 minutes on 2 idle cores, and write its report
 # make study   run experiments/study.yaml, when does a reset pay?, and write its report
 # make test    run the quick test suite in WORKERS processes (2); `make test-slow` adds the learning tests
 # make check   lint, format check, types and quick tests

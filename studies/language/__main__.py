@@ -5,8 +5,8 @@
     python -m studies.language --corpus-a wikitext.txt --corpus-b texts/ --depth 12 --width 768 --heads 12 \\
         --context 1024 --precision bf16 --compile
 
-A GPT on bytes is trained on corpus A, reset, and trained on a mixture of A and B; both held-out losses are in nats per
-byte. The same command goes on where it was stopped.
+A GPT is trained on corpus A, reset, and trained on a mixture of A and B. Both held-out losses are in nats per byte,
+whatever the tokens. The same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ QUESTIONS = {
         "fire:scale=unit",
         "fire:scale=mean_singular_value",
         "fire:scale=preserve_norm",
+        "fire:scale=fresh_norm",
     ),
     "strength": ("none", "fire:strength=0.25", "fire:strength=0.5", "fire:strength=0.75", "fire"),
     "layers": (
@@ -78,13 +79,31 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_shared_flags(parser, arms=ARMS, questions=QUESTIONS, output="runs/language")
     data = parser.add_argument_group("corpora")
     data.add_argument(
-        "--corpus-a", type=Path, metavar="PATH", help="text file or folder (default: pydoc_data)"
+        "--corpus-a",
+        type=Path,
+        metavar="PATH",
+        help="text or Parquet file, or a folder of them (default: pydoc_data)",
     )
     data.add_argument(
         "--corpus-b", type=Path, metavar="PATH", help="(default: source of the standard library)"
     )
     data.add_argument(
         "--share-of-a", type=share, default=0.1, help="of the crops after the border (default: %(default)s)"
+    )
+    data.add_argument(
+        "--max-bytes",
+        type=positive,
+        help="take the first so many of each corpus (default: all, 2 GiB at most)",
+    )
+    data.add_argument(
+        "--tokenizer",
+        default="bytes",
+        metavar="bytes|bpe|FILE",
+        help="every byte a token, byte pairs learned from both corpora, or those of a tokenizer.json "
+        "(default: %(default)s)",
+    )
+    data.add_argument(
+        "--vocabulary", type=positive, default=2048, help="tokens of --tokenizer bpe (default: %(default)s)"
     )
     data.add_argument("--prompt", default="def ", help="what samples begin with (default: %(default)r)")
     model = parser.add_argument_group("model")
@@ -122,15 +141,16 @@ def run(args: argparse.Namespace) -> str:
     from studies.arms import parse_arm
     from studies.chunks import Recipe, Study, drawn
     from studies.language.data import (
-        VOCABULARY,
         chunk_of,
         documentation,
         loss_of,
         make_corpus,
         read_text,
+        split,
         standard_library,
     )
     from studies.language.gpt import FUSED, GPT, adamw, continuation
+    from studies.language.tokens import make_tokenizer
     from studies.runner import run_study
 
     arms = [parse_arm(spec) for spec in args.arms]
@@ -138,21 +158,33 @@ def run(args: argparse.Namespace) -> str:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)
     texts = (
-        documentation() if args.corpus_a is None else read_text(args.corpus_a),
-        standard_library() if args.corpus_b is None else read_text(args.corpus_b),
+        documentation()[: args.max_bytes]
+        if args.corpus_a is None
+        else read_text(args.corpus_a, args.max_bytes),
+        standard_library()[: args.max_bytes]
+        if args.corpus_b is None
+        else read_text(args.corpus_b, args.max_bytes),
     )
     names = (str(args.corpus_a or "documentation"), str(args.corpus_b or "standard library"))
-    a, b = (make_corpus(name, text, args.context).to(device) for name, text in zip(names, texts, strict=True))
+    tokenizer = make_tokenizer(
+        args.tokenizer, [part for text in texts for part in split(text)[0]], args.vocabulary
+    )
+    a, b = (
+        make_corpus(name, text, args.context, tokenizer).to(device)
+        for name, text in zip(names, texts, strict=True)
+    )
 
     def make() -> nn.Module:
-        return GPT(VOCABULARY, args.context, depth=args.depth, width=args.width, num_heads=args.heads)
+        return GPT(
+            tokenizer.vocabulary, args.context, depth=args.depth, width=args.width, num_heads=args.heads
+        )
 
     def sample(module: nn.Module) -> str:
         assert isinstance(module, GPT)
-        prompt = torch.tensor(list(args.prompt.encode()), device=device)
+        prompt = tokenizer.encode([args.prompt.encode()]).long().to(device)
         module.eval()
         text = continuation(module, prompt, 300, torch.Generator().manual_seed(0))
-        return bytes(text.tolist()).decode(errors="replace")
+        return tokenizer.decode(text.tolist())
 
     make()  # its errors before any training
     crops = {
@@ -167,7 +199,8 @@ def run(args: argparse.Namespace) -> str:
     study = Study(
         settings={
             "study": "language",
-            "corpora": [f"{c.name}, {len(c.train) + len(c.validation)} bytes, {c.digest}" for c in (a, b)],
+            "corpora": [f"{c.name}, {c.num_bytes} bytes, {c.digest}" for c in (a, b)],
+            "tokenizer": tokenizer.name,
         }
         | {key: getattr(args, key) for key in settings},
         build=lambda generator: drawn(make, generator),

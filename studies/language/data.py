@@ -1,4 +1,4 @@
-"""Text as bytes: the built-in corpora, files and folders of one's own, and minibatches of crops.
+"""Corpora: the built-in ones, texts and Parquet files of one's own, and minibatches of crops.
 
 Without a path corpus A is the English documentation of Python's language (``pydoc_data``), corpus B the source of the
 standard library: both come with every Python, so that a study runs without a download.
@@ -6,7 +6,9 @@ standard library: both come with every Python, so that a study runs without a do
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import math
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,25 +19,37 @@ from torch import Tensor, nn
 
 from configs.errors import ConfigError
 from studies.chunks import Batch, Chunk
+from studies.language.tokens import BytePairs, Bytes
 
-VOCABULARY = 256
 BLOCK = 4_096  # bytes; every tenth block is held out
 HOLD_OUT = 10
-MAX_BYTES = 2**31
+MAX_BYTES = 2**31  # unless the user says how much of a corpus to take
+TEXT_COLUMN = "text"  # in the Parquet files of OpenWebText, FineWeb-edu and WikiText-103
+SEPARATOR = b"\n\n"
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text as bytes, uint8, to train and to validate on; ``digest`` is the start of its SHA-256."""
+    """A text as tokens, to train and to validate on.
+
+    Attributes:
+        name: for tables and errors.
+        train, validation: (number of tokens,), uint8 for bytes, int32 for byte pairs.
+        tokens_per_byte: of the held-out text.
+        digest: start of the text's SHA-256.
+        num_bytes: of the whole text.
+    """
 
     name: str
     train: Tensor
     validation: Tensor
+    tokens_per_byte: float
     digest: str
+    num_bytes: int
 
     def to(self, device: torch.device) -> Corpus:
         """The same text on another device."""
-        return Corpus(self.name, self.train.to(device), self.validation.to(device), self.digest)
+        return dataclasses.replace(self, train=self.train.to(device), validation=self.validation.to(device))
 
 
 def documentation() -> bytes:
@@ -51,42 +65,111 @@ def standard_library() -> bytes:
     return b"\n\n".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
 
 
-def read_text(path: Path) -> bytes:
+def read_text(path: Path, max_bytes: int | None = None) -> bytes:
     """A file, or all files of a folder and the folders below it in the order of their paths, hidden ones left out.
 
+    Of a Parquet file the column ``text`` is read, row by row.
+
+    Args:
+        path: file or folder.
+        max_bytes: take the text from its beginning up to here; None: all of it.
+
     Raises:
-        ConfigError: nothing there, or more than 2 GiB.
+        ConfigError: nothing there, no such column, more than 2 GiB without ``max_bytes``.
     """
     if not path.exists():
         raise ConfigError(f"corpus {path} does not exist")
     files = [path]
     if path.is_dir():
         files = [p for p in sorted(path.rglob("*")) if p.is_file() and not _is_hidden(p.relative_to(path))]
-    size = sum(file.stat().st_size for file in files)
-    if size > MAX_BYTES:
-        raise ConfigError(f"corpus {path} has {size / 2**30:.1f} GiB, more than {MAX_BYTES / 2**30:.0f}")
-    return b"\n\n".join(file.read_bytes() for file in files)
+    limit = MAX_BYTES + 1 if max_bytes is None else max_bytes
+    text = bytearray()
+    for part in _parts(files, limit):
+        if text:
+            text += SEPARATOR
+        text += part
+        if len(text) >= limit:
+            break
+    if max_bytes is None and len(text) > MAX_BYTES:
+        raise ConfigError(
+            f"corpus {path} has more than {MAX_BYTES / 2**30:.0f} GiB; --max-bytes takes the beginning of it"
+        )
+    return bytes(text[:limit])
+
+
+def _parts(files: list[Path], limit: int) -> Iterator[bytes]:
+    """The texts of ``files``, of a plain file no more than ``limit`` bytes."""
+    for file in files:
+        if file.suffix == ".parquet":
+            yield from _rows(file)
+        else:
+            with file.open("rb") as stream:
+                yield stream.read(limit)
+
+
+def _rows(file: Path) -> Iterator[bytes]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ConfigError(
+            f"corpus {file}: Parquet files take pyarrow; pip install -r requirements-studies.txt"
+        ) from error
+    try:
+        table = parquet.ParquetFile(file)
+    except pyarrow.ArrowInvalid as error:
+        raise ConfigError(f"corpus {file} is no Parquet file: {error}") from error
+    columns = table.schema_arrow.names
+    if TEXT_COLUMN not in columns:
+        raise ConfigError(
+            f"corpus {file} has no column {TEXT_COLUMN!r}; its columns are {', '.join(columns)}"
+        )
+    for batch in table.iter_batches(columns=[TEXT_COLUMN], batch_size=1_024):
+        for row in batch.column(0):
+            yield (row.as_py() or "").encode()
 
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def make_corpus(name: str, text: bytes, context: int) -> Corpus:
-    """Split a text into blocks, of which every tenth is held out.
+def split(text: bytes) -> tuple[list[bytes], list[bytes]]:
+    """The stretches to train on, of nine blocks of 4 KiB each, and the blocks between them, which are held out."""
+    stride = HOLD_OUT * BLOCK
+    kept = [text[start : start + stride - BLOCK] for start in range(0, len(text), stride)]
+    held_out = [text[start : start + BLOCK] for start in range(stride - BLOCK, len(text), stride)]
+    return kept, held_out
+
+
+def make_corpus(name: str, text: bytes, context: int, tokenizer: Bytes | BytePairs | None = None) -> Corpus:
+    """Split a text into blocks, of which every tenth is held out, and both parts into tokens.
+
+    Args:
+        name: for tables and errors.
+        text: the whole text.
+        context: longest sequence of the model, in tokens.
+        tokenizer: None: bytes.
 
     Raises:
-        ConfigError: less than a validation block of the model's context.
+        ConfigError: too short a text to hold out a sequence of the model's context.
     """
-    if len(text) < HOLD_OUT * BLOCK or context >= BLOCK:
+    if len(text) < HOLD_OUT * BLOCK:
+        raise ConfigError(f"corpus {name} has {len(text)} bytes; it takes {HOLD_OUT * BLOCK}")
+    kept, held_out = split(text)
+    tokenizer = tokenizer or Bytes()
+    validation = tokenizer.encode(held_out)
+    if len(validation) <= context:
         raise ConfigError(
-            f"corpus {name} has {len(text)} bytes; it takes {HOLD_OUT * BLOCK}, and a context below {BLOCK}"
+            f"corpus {name} has {len(validation)} held-out tokens; it takes more than the context of {context}"
         )
-    data = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    blocks = data.split(BLOCK)
-    held_out = [block for index, block in enumerate(blocks) if index % HOLD_OUT == HOLD_OUT - 1]
-    kept = [block for index, block in enumerate(blocks) if index % HOLD_OUT != HOLD_OUT - 1]
-    return Corpus(name, torch.cat(kept), torch.cat(held_out), hashlib.sha256(text).hexdigest()[:12])
+    return Corpus(
+        name,
+        tokenizer.encode(kept),
+        validation,
+        len(validation) / sum(map(len, held_out)),
+        hashlib.sha256(text).hexdigest()[:12],
+        len(text),
+    )
 
 
 def crops(data: Tensor, starts: Tensor, context: int) -> Batch:
@@ -107,8 +190,8 @@ def chunk_of(
 ) -> Chunk:
     """Training on crops of the two corpora, from the first with probability ``share_of_a``.
 
-    ``evaluate`` gives the loss on each corpus' held-out text in nats per byte, on evenly spaced crops, the same each
-    time.
+    ``evaluate`` gives the loss on each corpus' held-out text in nats per byte and the perplexity of a token, on evenly
+    spaced crops, the same each time.
     """
     a, b = corpora
 
@@ -122,12 +205,13 @@ def chunk_of(
             yield torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
     def evaluate(module: nn.Module) -> dict[str, float]:
-        losses = {}
+        figures: dict[str, float] = {}
         for key, corpus in (("a", a), ("b", b)):
             last = len(corpus.validation) - context - 1
             starts = torch.linspace(0, last, validation_crops).long().to(corpus.validation.device)
-            losses[f"loss_{key}"] = mean_loss(module, corpus.validation, starts, context)
-        return losses
+            loss = mean_loss(module, corpus.validation, starts, context)
+            figures |= {f"loss_{key}": loss * corpus.tokens_per_byte, f"perplexity_{key}": math.exp(loss)}
+        return figures
 
     return Chunk(name, num_updates, batches, evaluate)
 
@@ -137,7 +221,7 @@ def _starts(data: Tensor, count: int, context: int, generator: torch.Generator) 
 
 
 def mean_loss(module: nn.Module, data: Tensor, starts: Tensor, context: int) -> float:
-    """Mean cross-entropy of the next byte, in nats, over crops."""
+    """Mean cross-entropy of the next token, in nats, over crops."""
     total = torch.zeros((), device=data.device)
     for part in starts.split(32):
         total += loss_of(module, crops(data, part, context)) * len(part)

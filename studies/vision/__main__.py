@@ -56,6 +56,7 @@ QUESTIONS = {
         "fire:scale=unit",
         "fire:scale=mean_singular_value",
         "fire:scale=preserve_norm",
+        "fire:scale=fresh_norm",
         "random_orthogonal",
         "random_orthogonal:scale=mean_singular_value",
     ),
