@@ -1,8 +1,8 @@
 """The networks of FIRE's vision experiments: ResNet-18 and VGG16 with BatchNorm, ViT-Tiny, and a small CNN for CPUs.
 
-Written here because torchvision has no CPU build for the pinned PyTorch on PyPI. Parameter counts and outputs are checked
-against torchvision's and timm's (tests/studies/). Activations are modules, so that metrics and resets of units see them.
-Initial weights are PyTorch's defaults, those of the transformer timm's (truncated normal, 0.02).
+Written here because torchvision has no CPU build for the pinned PyTorch on PyPI. Parameter counts and outputs are
+checked against torchvision's and timm's (tests/studies/). Activations are modules, so that metrics and resets of units
+see them. Initial weights are PyTorch's defaults, those of the transformer timm's (truncated normal, 0.02).
 """
 
 from __future__ import annotations
