@@ -235,7 +235,7 @@ EARLIER = {
     | {
         f"after_reset/reset={reset}": "--algo dqn --env Breakout --preset quick "
         f"--reset {reset} --reset.every 0 --reset.at 30000"
-        for reset in ("full", "shrink_perturb", "fire")
+        for reset in ("full", "shrink_perturb", "fire", "fire_fresh_norm")
     },
 }
 
