@@ -19,7 +19,7 @@ class RunProgress:
 
     Attributes:
         env_step: of the newest log interval; 0 before the first.
-        speed: env steps a second since the run was first seen at work, everything included; None: not known yet.
+        seen_steps, seen_seconds: since the run was first seen at work, everything included.
         mean_return: of the last training episodes, or None.
         evaluation: mean return of the newest evaluation, or None.
     """
@@ -27,7 +27,8 @@ class RunProgress:
     def __init__(self, folder: Path, total: int) -> None:
         self.total = total
         self.env_step = 0
-        self.speed: float | None = None
+        self.seen_steps = 0
+        self.seen_seconds = 0.0
         self.mean_return: float | None = None
         self.evaluation: float | None = None
         self._scalars = _Tail(folder / "scalars.csv")
@@ -48,10 +49,14 @@ class RunProgress:
         if self.env_step == before:
             return
         now = time.monotonic()
-        if self._first is None:
+        if self._first is None or self.env_step < before:  # it begins, or goes on from an earlier checkpoint
             self._first = (now, self.env_step)
-        elif now > self._first[0]:
-            self.speed = (self.env_step - self._first[1]) / (now - self._first[0])
+        self.seen_steps, self.seen_seconds = self.env_step - self._first[1], now - self._first[0]
+
+    @property
+    def speed(self) -> float | None:
+        """Env steps a second; None: not known yet."""
+        return self.seen_steps / self.seen_seconds if self.seen_steps and self.seen_seconds else None
 
     @property
     def seconds_left(self) -> float | None:

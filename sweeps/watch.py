@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import time
 from collections.abc import Hashable, Iterator
@@ -58,7 +59,7 @@ class Watch:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
         self._progress: dict[str, RunProgress] = {}
-        self._speeds: dict[Hashable, float] = {}  # by kind of program
+        self._kinds: dict[str, Hashable] = {}  # of program, by run
         self._shown = 0.0
         self._said = time.monotonic()
         self._live: Live | None = None
@@ -114,13 +115,14 @@ class Watch:
 
     def seconds_left(self, queue: Queue) -> float | None:
         """Return how long the whole will take from here, by the speeds seen so far; None: not known yet."""
-        if not self._speeds:
+        speeds = self._speeds()
+        if not speeds:
             return None
-        usual = sum(self._speeds.values()) / len(self._speeds)
+        usual = sum(speeds.values()) / len(speeds)
         each = []
         for program in (*queue.running, *queue.waiting):
             steps = [run.last_step - self._step_of(run) for run in program.runs]
-            each.append(max(steps) / self._speeds.get(kind_of(program), usual))
+            each.append(max(steps) / speeds.get(kind_of(program), usual))
         return max(max(each, default=0.0), sum(each) / max(queue.room, 1))
 
     def rows(self, queue: Queue) -> list[Row]:
@@ -170,12 +172,19 @@ class Watch:
 
     def _look_at(self, program: Program, queue: Queue) -> None:
         for run in program.runs:
+            self._kinds[run.name] = kind_of(program)
             if run.name not in self._progress:
                 self._progress[run.name] = RunProgress(queue.folder / run.folder, run.last_step)
-            progress = self._progress[run.name]
-            progress.update()
-            if progress.speed:
-                self._speeds[kind_of(program)] = progress.speed
+            self._progress[run.name].update()
+
+    def _speeds(self) -> dict[Hashable, float]:
+        """Env steps a second by kind of program, over all runs seen: one that has just begun says little."""
+        steps: collections.Counter[Hashable] = collections.Counter()
+        seconds: dict[Hashable, float] = collections.defaultdict(float)
+        for name, kind in self._kinds.items():
+            steps[kind] += self._progress[name].seen_steps
+            seconds[kind] += self._progress[name].seen_seconds
+        return {kind: count / seconds[kind] for kind, count in steps.items() if count and seconds[kind]}
 
     def _step_of(self, run: PlannedRun) -> int:
         seen = self._progress.get(run.name)

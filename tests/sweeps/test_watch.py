@@ -47,7 +47,7 @@ def test_progress_reads_on_and_knows_the_speed(tmp_path, monkeypatch):
     assert progress.speed == 50.0 and progress.seconds_left == 14.0
     (tmp_path / "scalars.csv").write_text(SCALARS)  # a run that goes on from an earlier checkpoint
     progress.update()
-    assert progress.env_step == 100
+    assert progress.env_step == 100 and progress.speed is None
 
 
 def test_the_table_shows_every_run_and_the_lines_every_start_and_end(tmp_path, started, monkeypatch):
@@ -75,7 +75,10 @@ def test_the_time_left_comes_from_the_speeds_seen(tmp_path):
     queue = queue_of(tmp_path, BASE + "grid: {seed: {count: 4}}\n")
     watch = Watch()
     assert watch.seconds_left(queue) is None
-    watch._speeds[kind_of(queue.waiting[0])] = 10.0
+    for run, steps in (("seed0", 150), ("seed1", 50)):  # one that runs evenly, one that has begun slowly
+        watch._kinds[run] = kind_of(queue.waiting[0])
+        watch._progress[run] = RunProgress(tmp_path, 200)
+        watch._progress[run].seen_steps, watch._progress[run].seen_seconds = steps, 10.0
     assert watch.seconds_left(queue) == 4 * 200 / 10 / 2
     assert "0 of 4 runs finished" in watch.summary(queue)
     assert [duration(s) for s in (None, 40, 720, 3 * 3600, 90 * 3600)] == [
