@@ -190,7 +190,7 @@ def _curves(analysis: Analysis, most_points: int) -> str:
         "evaluation": drawn("evaluation", "evaluation return"),
         "training": drawn("training", "training return"),
     }
-    first = main_curve(analysis.panels)
+    first = main_curve(analysis.panels, analysis.study.hints.get("metric", ""))
     rest = {
         "evaluation": ("Return of training episodes", shown["training"]),
         "training": ("Return of evaluations", shown["evaluation"]),

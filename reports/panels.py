@@ -49,8 +49,10 @@ class Panel:
         return max(run.total_steps for run in self.runs)
 
 
-def main_curve(panels: Sequence[Panel]) -> str:
-    """Return ``evaluation`` where any run was evaluated on its way, else ``training``."""
+def main_curve(panels: Sequence[Panel], metric: str) -> str:
+    """Return which curve stands first: ``metric`` if it is one, else ``evaluation`` where a run has some on its way."""
+    if metric in ("evaluation", "training"):
+        return metric
     evaluated = any(len(run.evaluation.steps) > 2 for panel in panels for run in panel.runs)
     return "evaluation" if evaluated else "training"
 

@@ -88,7 +88,7 @@ def _files(analysis: Analysis, folder: Path) -> Mapping[str, bytes]:
 
 def _pictures(analysis: Analysis) -> dict[str, bytes]:
     panels, look = analysis.panels, analysis.look
-    family = main_curve(panels)
+    family = main_curve(panels, analysis.study.hints.get("metric", ""))
     name = {"evaluation": "evaluations.png", "training": "training.png"}[family]
     pictures = {name: picture_of_curves(panels, look, family)}
     if any(run.tasks for run in analysis.study.runs):

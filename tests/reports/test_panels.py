@@ -5,7 +5,7 @@ import pytest
 
 from configs.errors import ConfigError
 from reports.collect import Curve
-from reports.panels import band, panels_of, task_band
+from reports.panels import band, main_curve, panels_of, task_band
 
 
 def runs(resets, seeds, **factors):
@@ -145,3 +145,10 @@ def test_tasks_of_unfinished_runs_count_as_far_as_they_got(experiment):
     assert drawn.x.tolist() == [1.0, 2.0]
     assert drawn.mean.tolist() == [3.0, 3.0]
     assert task_band(study.runs, "return_on_previous").runs == 0
+
+
+def test_the_experiment_says_which_curve_stands_first(experiment):
+    evaluations = [(step, "periodic", 1.0) for step in (10, 50, 100)]
+    panels = panels_of(experiment({"factors": {"reset": "none"}, "evaluations": evaluations}))
+    named = [main_curve(panels, metric) for metric in ("", "tasks", "evaluation", "training")]
+    assert named == ["evaluation", "evaluation", "evaluation", "training"]
