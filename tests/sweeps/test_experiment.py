@@ -229,7 +229,7 @@ EARLIER = {
     },
     "pendulum": {
         f"reset={reset}": f"--algo sac --env Pendulum-v1 --preset quick --reset {reset}"
-        for reset in ("none", "fire")
+        for reset in ("none", "fire", "fire_fresh_norm")
     },
     "breakout": {"uninterrupted/reset=none": "--algo dqn --env Breakout --preset quick --reset none"}
     | {
