@@ -217,7 +217,10 @@ def test_a_selection_has_the_parents_it_needs(tmp_path):
 def test_the_experiments_here_are_plans(path):
     experiment = read_experiment(path)
     assert experiment.question and experiment.name == path.stem
-    assert experiment.report["baseline"] in {run.config.reset.name for run in experiment.runs}
+    (compared,) = experiment.report.get("compare", ["reset"])
+    assert experiment.report["baseline"] in {
+        run.config.reset.name if compared == "reset" else run.factors[compared] for run in experiment.runs
+    }
 
 
 # The command lines behind the tables of 21 November 2026 in results/, one for each cell; seeds stand beside them.
