@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from configs.errors import ConfigError
 from studies.command import Parser, add_shared_flags, chosen_arms, main, positive, positive_float, share
 
 FIVE_STEPS = "fire:method=newton_schulz,num_iters=5,tied=change"
@@ -127,6 +128,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--validation-crops", type=positive, default=64, help="of each corpus (default: %(default)s)"
     )
     args = parser.parse_args(argv)
+    if not args.prompt:
+        raise ConfigError("--prompt must not be empty: samples begin with it")
     args.arms = chosen_arms(args, ARMS, QUESTIONS)
     return args
 
@@ -157,14 +160,10 @@ def run(args: argparse.Namespace) -> str:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)
-    texts = (
-        documentation()[: args.max_bytes]
-        if args.corpus_a is None
-        else read_text(args.corpus_a, args.max_bytes),
-        standard_library()[: args.max_bytes]
-        if args.corpus_b is None
-        else read_text(args.corpus_b, args.max_bytes),
-    )
+    texts = [
+        built_in()[: args.max_bytes] if path is None else read_text(path, args.max_bytes)
+        for path, built_in in ((args.corpus_a, documentation), (args.corpus_b, standard_library))
+    ]
     names = (str(args.corpus_a or "documentation"), str(args.corpus_b or "standard library"))
     tokenizer = make_tokenizer(
         args.tokenizer, [part for text in texts for part in split(text)[0]], args.vocabulary

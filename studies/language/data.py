@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -210,7 +209,10 @@ def chunk_of(
             last = len(corpus.validation) - context - 1
             starts = torch.linspace(0, last, validation_crops).long().to(corpus.validation.device)
             loss = mean_loss(module, corpus.validation, starts, context)
-            figures |= {f"loss_{key}": loss * corpus.tokens_per_byte, f"perplexity_{key}": math.exp(loss)}
+            perplexity = float(
+                torch.tensor(loss, dtype=torch.float64).exp()
+            )  # math.exp raises where a run diverges
+            figures |= {f"loss_{key}": loss * corpus.tokens_per_byte, f"perplexity_{key}": perplexity}
         return figures
 
     return Chunk(name, num_updates, batches, evaluate)

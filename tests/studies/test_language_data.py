@@ -74,6 +74,19 @@ def test_evaluation_is_the_loss_on_each_corpus():
     assert mean_loss(Ones(), mixed, torch.tensor([0, 9]), 8) == pytest.approx(total - 2.5, rel=1e-5)
 
 
+def test_a_diverged_network_has_an_infinite_perplexity_and_no_traceback():
+    class Wrong(torch.nn.Module):
+        """Is sure of byte 0, wrongly."""
+
+        def forward(self, tokens):
+            return 1e4 * torch.nn.functional.one_hot(torch.zeros_like(tokens), 256)
+
+    corpus = make_corpus("x", bytes([1]) * 12 * BLOCK, 8)
+    chunk = chunk_of("x", (corpus, corpus), 1.0, 1, batch_size=4, context=8, validation_crops=4)
+    figures = chunk.evaluate(Wrong())
+    assert figures["perplexity_a"] == math.inf and figures["loss_a"] == pytest.approx(1e4)
+
+
 def test_folders_are_read_in_order_without_hidden_files(tmp_path):
     for name, content in (("b.txt", "second"), ("a/x.txt", "first"), (".git/c", "hidden"), (".d", "hidden")):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -262,6 +262,21 @@ def test_the_runs_behind_the_tables_of_results_are_planned_again(name, seeds):
             assert (run.parent, run.branch_step) == (f"uninterrupted/reset=none/seed{run.seed}", 30_000)
 
 
+def test_the_long_study_begins_as_the_study():
+    """Its first tasks are the same: everything but the length, and exploration falls over as many steps."""
+    short, long = (
+        {run.name: run.config for run in read_experiment(ROOT / "experiments" / name).runs}
+        for name in ("study.yaml", "study_long.yaml")
+    )
+    assert short.keys() < long.keys() and len(long) == 2 * len(short) == 240
+    for name, ours in short.items():
+        theirs = long[name]
+        steps = [config.agent.epsilon_fraction * config.total_steps for config in (ours, theirs)]
+        assert steps == [pytest.approx(3_840)] * 2
+        agent = dataclasses.replace(theirs.agent, epsilon_fraction=ours.agent.epsilon_fraction)
+        assert ours == dataclasses.replace(theirs, agent=agent, total_steps=ours.total_steps)
+
+
 def test_help_and_wrong_flags(capsys):
     with pytest.raises(SystemExit):
         sweep.main(["--help"])
