@@ -35,8 +35,7 @@ from fire import fire_
 from fire.network.layers import weight_layers
 from fire.polar.factors import polar_factors
 from fire.polar.isometry import dfi
-from fire.resets.fire import FireReset
-from fire.resets.registry import reset_networks
+from fire.resets.registry import make_reset, reset_networks
 
 Result = TypeVar("Result")
 
@@ -260,6 +259,7 @@ def agent_cost(repeats: int, device: str) -> dict[str, float]:
     spaces = env.observation_space, env.action_space
     agent = make_agent(config, *spaces, env.max_episode_steps, torch.device(device))
     replay = make_replay(config, *spaces, agent.gamma, torch.device(device))
+    reset = make_reset(config.reset.strategy, config.reset.options)
     generator = torch.Generator().manual_seed(0)
     seconds: dict[str, list[float]] = {"env step": [], "gradient update": [], "reset": []}
 
@@ -284,7 +284,7 @@ def agent_cost(repeats: int, device: str) -> dict[str, float]:
         for _ in range(20):
             batch, _ = timed_call("gradient update", partial(learner.learn, 1))
         probe = batch.run(0)
-        timed_call("reset", partial(reset_networks, agent.networks(), FireReset(), probe, generator))
+        timed_call("reset", partial(reset_networks, agent.networks(), reset, probe, generator))
     figures = {name: statistics.median(values) for name, values in seconds.items()}
     figures["env step"] /= config.env.num_envs
     for unit in ("env step", "gradient update"):

@@ -71,7 +71,7 @@ QUANTITIES = {
     "feature_cka": Quantity("CKA of features", _kept("feature_cka")),
     "sfe": Quantity("relative SFE (0: all weights kept)", _reported("relative_sfe")),
     "return": Quantity("return, after minus before", _return_change),
-    "dfi": Quantity("scaled DfI after (0: isometry)", _reported("dfi_scaled_after"), log=True),
+    "dfi": Quantity("DfI after, any scale (0: isometry)", _reported("dfi_any_scale_after"), log=True),
     "dormant": Quantity("dormant share given back", _metric("dormant_ratio", 1)),
     "srank": Quantity("srank gained", _metric("srank", -1)),
     "trainability": Quantity("fall of the trainability loss", _metric("trainability_loss", 1)),

@@ -29,7 +29,7 @@ MOST_SENTENCES = 4  # of the verdict that are not folded
 # Metrics in the order in which a reader wants them, with their words; others follow by name.
 METRICS = {
     "dormant_ratio": "dormant share",
-    "dfi_scaled": "DfI, scaled",
+    "dfi_any_scale": "DfI, any scale",
     "srank": "srank of features",
     "effective_rank": "effective rank of features",
     "feature_norm": "norm of features",

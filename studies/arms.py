@@ -21,7 +21,8 @@ TITLES = {
     "snr": "SNR",
     "l2_init": "L2 Init",
     "parseval": "Parseval",
-    "fire": "FIRE",
+    "fire_paper": "FIRE",
+    "fire": "FIRE, fresh norms",
     "random_orthogonal": "random isometry",
     "optimizer_only": "optimizer only",
     "plasticity_injection": "plasticity injection",
@@ -65,9 +66,9 @@ class Arm:
 def parse_arm(spec: str) -> Arm:
     """Return the arm that ``spec`` names, read by the loader that reads the options of a training run.
 
-    ``fire:method=newton_schulz,num_iters=5``: the reset's YAML name, then options of the reset; several values of
+    ``fire_paper:method=newton_schulz,num_iters=5``: the reset's YAML name, then options of the reset; several values of
     one option are joined by ``+``. An option with a dot is one of a training run: ``parseval:agent.parseval=1e-3``.
-    ``fire@1+3`` resets at the first and third border only, ``fire:ewc=100`` also remembers by EWC.
+    ``fire_paper@1+3`` resets at the first and third border only, ``fire_paper:ewc=100`` also remembers by EWC.
 
     Raises:
         ConfigError: an unknown name or option, a value that does not fit.

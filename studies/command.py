@@ -59,7 +59,7 @@ def add_shared_flags(
         "--arms",
         nargs="+",
         metavar="ARM",
-        help="methods: names of configs/reset/, with options if need be (fire:method=newton_schulz,num_iters=5; "
+        help="methods: names of configs/reset/, with options if need be (fire_paper:method=newton_schulz,num_iters=5; "
         f"several values joined by +); differences are to the first (default: {' '.join(arms)})",
     )
     group.add_argument(

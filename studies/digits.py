@@ -2,7 +2,7 @@
 
     python -m studies.digits                                              # 9 methods, 2 kinds of tasks, 13 CPU minutes
     python -m studies.digits --tasks relabelled --output runs/scales \\
-        --arms fire:scale=preserve_norm random_orthogonal:scale=mean_singular_value
+        --arms fire_paper:scale=preserve_norm random_orthogonal:scale=mean_singular_value
 
 Before each task but the first a reset is applied. ``relabelled``: 400 images get random labels, the score is the share
 memorised. ``permuted``: the pixels are permuted and the true labels predicted, the score is test accuracy. All seeds of
@@ -50,9 +50,9 @@ ARMS = (
     "shrink_perturb",
     "redo",
     "random_orthogonal",
-    "fire:method=newton_schulz",
-    "fire",
-    "fire:scale=mean_singular_value",
+    "fire_paper:method=newton_schulz",
+    "fire_paper",
+    "fire_paper:scale=mean_singular_value",
 )
 TASKS = ("relabelled", "permuted")
 NUM_CLASSES = 10

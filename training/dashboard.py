@@ -53,7 +53,7 @@ CHARTS = (
     Chart("learning", "actor loss", ("train/actor_loss",)),
     Chart("learning", "mean Q-value", ("train/q_mean",)),
     Chart("learning", "growth of the mean Q-value's size in 1,000 env steps", ("train/q_slope",)),
-    Chart("plasticity", "deviation from isometry (scaled)", ("plasticity/[^/]+/dfi_scaled",)),
+    Chart("plasticity", "deviation from isometry, at any scale", ("plasticity/[^/]+/dfi_any_scale",)),
     Chart("plasticity", "share of dormant units", ("plasticity/[^/]+/dormant_ratio",)),
     Chart("plasticity", "rank of the features (srank)", ("plasticity/[^/]+/srank",)),
     Chart("plasticity", "norm of the weights", ("plasticity/[^/]+/weight_norm",)),
@@ -61,7 +61,9 @@ CHARTS = (
     Chart("plasticity", "norm of the gradient", ("plasticity/[^/]+/gradient_norm",)),
     Chart("plasticity", "trainability: loss after 100 updates", ("plasticity/[^/]+/trainability_loss",)),
     Chart("resets", "squared change of the weights (relative SFE)", ("reset/[^/]+/relative_sfe",)),
-    Chart("resets", "deviation from isometry before and after", ("reset/[^/]+/dfi_scaled_(before|after)",)),
+    Chart(
+        "resets", "deviation from isometry before and after", ("reset/[^/]+/dfi_any_scale_(before|after)",)
+    ),
     Chart("resets", "policy: KL of before from after", ("reset/[^/]+/policy_kl",)),
     Chart("resets", "policy: mean squared change of actions", ("reset/[^/]+/action_mse",)),
     Chart("resets", "policy: share of equal greedy actions", ("reset/[^/]+/greedy_agreement",)),
@@ -122,7 +124,7 @@ def reset_text(env_step: int, index: int, record: Mapping[str, Any]) -> str:
     for network in record["kept"]:
         names |= {
             f"plasticity/{network}/{metric}": f"{network}: {metric}"
-            for metric in ("dfi_scaled", "dormant_ratio", "srank")
+            for metric in ("dfi_any_scale", "dormant_ratio", "srank")
         }
     lines += [
         f"| {name} | {before[key]:.4g} | {after[key]:.4g} |"

@@ -16,13 +16,15 @@ from ..network.memory import as_numbers
 from ..network.probe import leave_no_trace, record_forward
 from ..network.scale import layer_scale
 from ..network.slot import NetworkSlot
-from ..polar.isometry import dfi_of_gram, short_gram
+from ..polar.isometry import closest_scale, dfi_of_gram, short_gram
 
 METRIC_KEYS = (
     "plasticity/<network>/dfi",
     "plasticity_layers/<network>/dfi/<layer>",
     "plasticity/<network>/dfi_scaled",
     "plasticity_layers/<network>/dfi_scaled/<layer>",
+    "plasticity/<network>/dfi_any_scale",
+    "plasticity_layers/<network>/dfi_any_scale/<layer>",
     "plasticity/<network>/dormant_ratio",
     "plasticity_layers/<network>/dormant_ratio/<layer>",
     "plasticity/<network>/zero_activation_ratio",
@@ -114,10 +116,12 @@ def _group(key: str) -> str:
 
 def _weights(slot: NetworkSlot) -> dict[str, Tensor]:
     zero = torch.zeros((), dtype=torch.float64)
-    figures: dict[str, Tensor] = {"dfi": zero, "dfi_scaled": zero}
+    figures: dict[str, Tensor] = {"dfi": zero, "dfi_scaled": zero, "dfi_any_scale": zero}
     for layer in slot.layers():
         gram = short_gram(layer.matrices())
-        for key, scale in (("dfi", 1.0), ("dfi_scaled", layer_scale(layer, "paper"))):
+        scales: dict[str, Tensor | float] = {"dfi": 1.0, "dfi_scaled": layer_scale(layer, "paper")}
+        scales["dfi_any_scale"] = closest_scale(gram)
+        for key, scale in scales.items():
             figures[f"{key}/{layer.name}"] = dfi_of_gram(gram, scale).sum()
             figures[key] = figures[key] + figures[f"{key}/{layer.name}"]
         figures[f"weight_norm/{layer.name}"] = _mean_norm([layer.weight.detach()], slot.ensemble_size)

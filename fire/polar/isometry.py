@@ -44,3 +44,25 @@ def dfi_of_gram(gram: Tensor, scale: Tensor | float = 1.0) -> Tensor:
     excess = gram / scale.square()[..., None, None]
     excess.diagonal(dim1=-2, dim2=-1).sub_(1)
     return excess.square().sum(dim=(-2, -1))
+
+
+def closest_scale(gram: Tensor) -> Tensor:
+    """Scale c that minimises ||W^T W / c^2 - I||_F^2: c^2 = ||W^T W||_F^2 / ||W||_F^2.
+
+    Args:
+        gram: W^T W of each matrix, by :func:`short_gram`, (..., k, k).
+
+    Returns:
+        (...), float64. 1 for a zero matrix, which deviates alike at all scales.
+    """
+    return _closest_scale(gram.diagonal(dim1=-2, dim2=-1).sum(-1), gram.square().sum(dim=(-2, -1)))
+
+
+def closest_scale_of_values(singular_values: Tensor) -> Tensor:
+    """:func:`closest_scale` from the singular values of each matrix, (..., k) float64 to (...)."""
+    squares = singular_values.square()
+    return _closest_scale(squares.sum(-1), squares.square().sum(-1))
+
+
+def _closest_scale(squared_norm: Tensor, squared_gram_norm: Tensor) -> Tensor:
+    return torch.where(squared_norm > 0, (squared_gram_norm / squared_norm).sqrt(), 1.0)

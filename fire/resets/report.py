@@ -14,7 +14,7 @@ from torch import Tensor
 from ..metrics.kept import KEPT
 from ..network.layers import WeightLayer
 from ..network.memory import to_host
-from ..polar.isometry import dfi_of_gram, sfe, short_gram
+from ..polar.isometry import closest_scale, closest_scale_of_values, dfi_of_gram, sfe, short_gram
 from ..polar.routes import resolved
 from .plan import Spectra
 
@@ -25,6 +25,8 @@ QUANTITIES = (
     "dfi_after",
     "dfi_scaled_before",
     "dfi_scaled_after",
+    "dfi_any_scale_before",
+    "dfi_any_scale_after",
     "condition_number",
     "residual",
 )
@@ -50,12 +52,15 @@ class LayerReport:
         squared_norm: ||W||_F^2 before.
         dfi_before, dfi_after: raw ||W^T W - I||_F^2 on the short side, summed over the layer's matrices.
         dfi_scaled_before, dfi_scaled_after: the same for W / s.
+        dfi_any_scale_before, dfi_any_scale_after: the same for W / c, c of each matrix being the scale at which it is
+            smallest: 0 for any multiple of an isometry.
         condition_number: largest over smallest singular value before, the worst of the layer's matrices;
             infinite where one lacks a direction.
-        residual: ||(W~/s)^T (W~/s) - I||_F / sqrt(n) after, n the short side, the worst of the layer's matrices.
+        residual: ||(W~/c)^T (W~/c) - I||_F / sqrt(n) after, n the short side, the worst of the layer's matrices.
 
     Where a solver certifies its result (FIRE with ``method="polar"`` on CPU), ``residual`` and the parts of
-    ``dfi_after`` and ``dfi_scaled_after`` that are rounding are the certified upper bounds, not measured.
+    ``dfi_after``, ``dfi_scaled_after`` and ``dfi_any_scale_after`` that are rounding are the certified upper bounds,
+    not measured.
     """
 
     network: str
@@ -69,6 +74,8 @@ class LayerReport:
     dfi_after: float
     dfi_scaled_before: float
     dfi_scaled_after: float
+    dfi_any_scale_before: float
+    dfi_any_scale_after: float
     condition_number: float
     residual: float
 
@@ -260,10 +267,11 @@ CONDITION = FIGURES.index("condition_number")
 def _known(spectra: Spectra, scale: Tensor) -> Tensor:
     """The figures from the singular values before and after, which have the same singular vectors."""
     before, after, defect = spectra
-    raw, scaled = (
+    closest_before, closest_after = (closest_scale_of_values(values)[..., None] for values in (before, after))
+    raw, scaled, closest = (
         # What is not rounding, and the rounding that the solver's certificate allows.
         (ratio.square() - 1).square() + (ratio.square() * defect[..., None]).square()
-        for ratio in (after, after / scale[..., None])
+        for ratio in (after, after / scale[..., None], after / closest_after)
     )
     smallest = before.amin(-1)
     figures = {
@@ -274,8 +282,10 @@ def _known(spectra: Spectra, scale: Tensor) -> Tensor:
         "dfi_after": raw.sum(),
         "dfi_scaled_before": ((before / scale[..., None]).square() - 1).square().sum(),
         "dfi_scaled_after": scaled.sum(),
+        "dfi_any_scale_before": ((before / closest_before).square() - 1).square().sum(),
+        "dfi_any_scale_after": closest.sum(),
         "condition_number": torch.where(smallest > 0, before.amax(-1) / smallest, torch.inf).amax(),
-        "residual": scaled.mean(-1).amax().sqrt(),
+        "residual": closest.mean(-1).amax().sqrt(),
     }
     return torch.stack([figures[name] for name in FIGURES])
 
@@ -284,7 +294,7 @@ def _measured(change: LayerChange, gram: Tensor, condition: Tensor) -> Tensor:
     """The figures by looking at the weight before, whose Gram matrices are ``gram``, and after."""
     before, scale = change.layer.weight.detach(), change.scale
     gram_after = short_gram(change.layer.matrices(change.after))
-    scaled = dfi_of_gram(gram_after, scale)
+    closest = dfi_of_gram(gram_after, closest_scale(gram_after))
     figures = {
         "scale": scale.mean(),
         "sfe": sfe(before, change.after),
@@ -292,9 +302,11 @@ def _measured(change: LayerChange, gram: Tensor, condition: Tensor) -> Tensor:
         "dfi_before": dfi_of_gram(gram).sum(),
         "dfi_after": dfi_of_gram(gram_after).sum(),
         "dfi_scaled_before": dfi_of_gram(gram, scale).sum(),
-        "dfi_scaled_after": scaled.sum(),
+        "dfi_scaled_after": dfi_of_gram(gram_after, scale).sum(),
+        "dfi_any_scale_before": dfi_of_gram(gram, closest_scale(gram)).sum(),
+        "dfi_any_scale_after": closest.sum(),
         "condition_number": condition,
-        "residual": (scaled.amax() / gram_after.shape[-1]).sqrt(),
+        "residual": (closest.amax() / gram_after.shape[-1]).sqrt(),
     }
     return torch.stack([figures[name] for name in FIGURES])
 

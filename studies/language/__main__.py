@@ -19,49 +19,55 @@ from pathlib import Path
 from configs.errors import ConfigError
 from studies.command import Parser, add_shared_flags, chosen_arms, main, positive, positive_float, share
 
-FIVE_STEPS = "fire:method=newton_schulz,num_iters=5,tied=change"
+FIVE_STEPS = "fire_paper:method=newton_schulz,num_iters=5,tied=change"
 ARMS = (
     "none",
     "full",
     "shrink_perturb:shrink_factor=0.5",
     FIVE_STEPS,
-    "fire:tied=change",
-    "fire",
-    "fire:include=*.qkv,parts=0+1",
+    "fire_paper:tied=change",
+    "fire_paper",
+    "fire_paper:include=*.qkv,parts=0+1",
 )
 QUESTIONS = {
-    "ewc": ("none", "none:ewc=100", "fire", "fire:ewc=100"),
+    "ewc": ("none", "none:ewc=100", "fire_paper", "fire_paper:ewc=100"),
     "optimizer": (
         "none",
         "optimizer_only",
-        "fire:optimizer=keep",
-        "fire:optimizer=zero",
+        "fire_paper:optimizer=keep",
+        "fire_paper:optimizer=zero",
         "full:optimizer=keep",
         "full",
     ),
     "steps": (
         "none",
-        "fire:method=newton_schulz,num_iters=5",
-        "fire:method=newton_schulz,num_iters=10",
-        "fire:method=newton_schulz,num_iters=20",
-        "fire",
+        "fire_paper:method=newton_schulz,num_iters=5",
+        "fire_paper:method=newton_schulz,num_iters=10",
+        "fire_paper:method=newton_schulz,num_iters=20",
+        "fire_paper",
     ),
     "scale": (
         "none",
-        "fire",
-        "fire:scale=unit",
-        "fire:scale=mean_singular_value",
-        "fire:scale=preserve_norm",
-        "fire:scale=fresh_norm",
+        "fire_paper",
+        "fire_paper:scale=unit",
+        "fire_paper:scale=mean_singular_value",
+        "fire_paper:scale=preserve_norm",
+        "fire_paper:scale=fresh_norm",
     ),
-    "strength": ("none", "fire:strength=0.25", "fire:strength=0.5", "fire:strength=0.75", "fire"),
+    "strength": (
+        "none",
+        "fire_paper:strength=0.25",
+        "fire_paper:strength=0.5",
+        "fire_paper:strength=0.75",
+        "fire_paper",
+    ),
     "layers": (
         "none",
-        "fire",
-        "fire:tied=change",
-        "fire:include=*.qkv,parts=0+1",
-        "fire:include=*.qkv",
-        "fire:include=*.up+*.down",
+        "fire_paper",
+        "fire_paper:tied=change",
+        "fire_paper:include=*.qkv,parts=0+1",
+        "fire_paper:include=*.qkv",
+        "fire_paper:include=*.up+*.down",
     ),
 }
 

@@ -1,7 +1,7 @@
 """Which resets let an image classifier go on learning when its data grow?
 
     python -m studies.vision                                                   # digits, a small CNN, minutes on a CPU
-    python -m studies.vision --protocol continual --arms none full fire
+    python -m studies.vision --protocol continual --arms none full fire_paper
     python -m studies.vision --dataset cifar10 --data cifar-10-python.tar.gz --network resnet18 --precision bf16
 
 The same command goes on where it was stopped.
@@ -34,40 +34,52 @@ ARMS = (
     "l2_init",
     "parseval",
     "random_orthogonal",
-    "fire",
+    "fire_paper",
 )
 # FIRE on the vision transformer as published: queries and keys only.
-VIT_ARMS = (*ARMS[:-1], "fire:include=*.to_q+*.to_k", "fire")
+VIT_ARMS = (*ARMS[:-1], "fire_paper:include=*.to_q+*.to_k", "fire_paper")
 QUESTIONS = {
-    "ewc": ("none", "none:ewc=100", "fire", "fire:ewc=100"),
-    "repeated": ("none", "fire", "fire@1", "fire@5", "fire@9"),
+    "ewc": ("none", "none:ewc=100", "fire_paper", "fire_paper:ewc=100"),
+    "repeated": ("none", "fire_paper", "fire_paper@1", "fire_paper@5", "fire_paper@9"),
     "optimizer": (
         "none",
         "optimizer_only",
-        "fire:optimizer=keep",
-        "fire:optimizer=zero",
+        "fire_paper:optimizer=keep",
+        "fire_paper:optimizer=zero",
         "full:optimizer=keep",
         "full",
     ),
-    "layers": ("none", "fire", "fire:roles=hidden", "fire:roles=input+hidden", "fire:roles=input"),
+    "layers": (
+        "none",
+        "fire_paper",
+        "fire_paper:roles=hidden",
+        "fire_paper:roles=input+hidden",
+        "fire_paper:roles=input",
+    ),
     "scale": (
         "none",
-        "fire",
-        "fire:scale=unit",
-        "fire:scale=mean_singular_value",
-        "fire:scale=preserve_norm",
-        "fire:scale=fresh_norm",
+        "fire_paper",
+        "fire_paper:scale=unit",
+        "fire_paper:scale=mean_singular_value",
+        "fire_paper:scale=preserve_norm",
+        "fire_paper:scale=fresh_norm",
         "random_orthogonal",
         "random_orthogonal:scale=mean_singular_value",
     ),
     "steps": (
         "none",
-        "fire",
-        "fire:method=newton_schulz,num_iters=5",
-        "fire:method=newton_schulz,num_iters=10",
-        "fire:method=newton_schulz,num_iters=20",
+        "fire_paper",
+        "fire_paper:method=newton_schulz,num_iters=5",
+        "fire_paper:method=newton_schulz,num_iters=10",
+        "fire_paper:method=newton_schulz,num_iters=20",
     ),
-    "strength": ("none", "fire:strength=0.25", "fire:strength=0.5", "fire:strength=0.75", "fire"),
+    "strength": (
+        "none",
+        "fire_paper:strength=0.25",
+        "fire_paper:strength=0.5",
+        "fire_paper:strength=0.75",
+        "fire_paper",
+    ),
 }
 
 

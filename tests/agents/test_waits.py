@@ -6,8 +6,8 @@ import torch
 
 from agents.graphs import capture
 from fire.metrics.cheap import measure
-from fire.options import OPTIONS
-from fire.resets.registry import REGISTRY, reset_networks
+from fire.options import OPTIONS, FireOptions
+from fire.resets.registry import REGISTRY, make_reset, reset_networks
 from tests.agents.learning_cases import Case
 from tests.pretend_cuda import Pretended
 from training.trainer import Trainer
@@ -87,10 +87,10 @@ def test_a_reset_waits_a_few_times_however_many_layers_it_has(algo, left_out):
             case.step()
         case.learner.learn(1)
         # Those that add parameters come last: not every other one can follow them.
-        for name, kind in sorted(REGISTRY.items(), key=lambda item: item[1].structural):
-            if name in left_out:
-                continue
-            strategy = kind(OPTIONS[name]())
+        order = sorted(set(REGISTRY) - left_out, key=lambda name: REGISTRY[name].structural)
+        strategies = [(name, make_reset(name, OPTIONS[name]())) for name in order]
+        fresh = make_reset("fire", FireOptions(scale="fresh_norm", biases="rescale"))
+        for name, strategy in [("fire at fresh norms", fresh), *strategies]:
             batch = case.replay.run(0).sample(16 * strategy.num_minibatches, torch.Generator())
             slots = case.agents[0].networks()
             gpu.forget()

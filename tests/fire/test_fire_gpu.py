@@ -76,7 +76,11 @@ def test_a_report_is_the_cpus(kind: str, name: str) -> None:
         slot.module.to(device)
         slot.target = None
         reports.append(reset_networks({"q": slot}, strategy(name), None, torch.Generator()).scalars())
-    rounding = {"residual": 1e-5, "dfi_scaled_after": 1e-9}  # of an isometry, what is left of its arithmetic
+    rounding = {
+        "residual": 1e-5,
+        "dfi_scaled_after": 1e-9,
+        "dfi_any_scale_after": 1e-9,
+    }  # of an isometry, what is left of its arithmetic
     for key, value in reports[0].items():
         bound = next((rounding[part] for part in key.split("/") if part in rounding), None)
         if name == "fire" and bound is not None:

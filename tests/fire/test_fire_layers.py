@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations
 
 from fire.network.layers import weight_layers
 from fire.network.scale import layer_scale
-from fire.polar.isometry import dfi, sfe
+from fire.polar.isometry import closest_scale, closest_scale_of_values, dfi, sfe, short_gram
 from tests.fire.fire_networks import BatchedLinear, make_slot
 
 MODULES = {
@@ -143,3 +143,14 @@ def test_dfi_from_singular_values() -> None:
     torch.testing.assert_close(dfi(matrices), expected)
     torch.testing.assert_close(dfi(matrices.mT), expected)
     torch.testing.assert_close(dfi(matrices, 2.0), ((values / 2).square() - 1).square().sum(-1))
+
+
+def test_no_scale_is_closer_than_the_closest() -> None:
+    matrices = torch.randn(3, 7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    closest = closest_scale(short_gram(matrices))
+    torch.testing.assert_close(closest, closest_scale_of_values(torch.linalg.svdvals(matrices)))
+    for factor in (0.5, 0.99, 1.01, 2.0):
+        assert (dfi(matrices, factor * closest) > dfi(matrices, closest)).all()
+    isometries = torch.linalg.qr(matrices).Q
+    torch.testing.assert_close(closest_scale(short_gram(3 * isometries)), torch.full((3,), 3.0).double())
+    assert closest_scale(torch.zeros(2, 2, dtype=torch.float64)) == 1

@@ -65,6 +65,7 @@ def test_fire_gives_every_matrix_the_papers_singular_value_and_keeps_the_rest(ki
         assert id(value) in weights or torch.equal(value, before[name])
     for layer in report.layers:
         assert layer.dfi_scaled_after <= 1e-10 < layer.dfi_scaled_before
+        assert layer.dfi_any_scale_after <= 1e-10
         name = f"{layer.layer}.weight"
         moved = (slot.module.get_parameter(name).detach().double() - before[name].double()).square().sum()
         assert layer.sfe == pytest.approx(float(moved), rel=1e-6)
@@ -169,11 +170,14 @@ def test_what_the_solver_knows_is_what_looking_at_the_weights_shows(kind: str, o
     def look(matrices: torch.Tensor, scale: torch.Tensor) -> dict[str, float]:
         values = torch.linalg.svdvals(matrices.double())
         scaled = ((values / scale[..., None]).square() - 1).square().sum(-1)
+        # The deviation from the nearest of all multiples, a parabola in 1 / c^2, at its lowest point.
+        anywhere = values.shape[-1] - (values.square().sum(-1).square() / values.pow(4).sum(-1)).nan_to_num(0)
         return {
             "dfi": float((values.square() - 1).square().sum()),
             "dfi_scaled": float(scaled.sum()),
             "condition": float((values[..., 0] / values[..., -1]).amax()),
-            "residual": float((scaled / values.shape[-1]).amax().sqrt()),
+            "dfi_any_scale": float(anywhere.sum()),
+            "residual": float((anywhere / values.shape[-1]).amax().sqrt()),
         }
 
     slot = make_slot(kind)
@@ -192,6 +196,8 @@ def test_what_the_solver_knows_is_what_looking_at_the_weights_shows(kind: str, o
         assert change.squared_norm == pytest.approx(float(matrices.double().square().sum()), rel=1e-9)
         assert change.dfi_before == pytest.approx(before["dfi"], rel=1e-9)
         assert change.dfi_scaled_before == pytest.approx(before["dfi_scaled"], rel=1e-9)
+        assert change.dfi_any_scale_before == pytest.approx(before["dfi_any_scale"], rel=1e-9)
+        assert change.dfi_any_scale_after == pytest.approx(after["dfi_any_scale"], **close)
         assert change.dfi_after == pytest.approx(after["dfi"], **close)
         assert change.dfi_scaled_after == pytest.approx(after["dfi_scaled"], **close)
         if change.condition_number < 1e12:

@@ -48,7 +48,7 @@ def test_a_short_study_is_reproducible(kind: str) -> None:
 
 def test_each_arm_is_a_reset_with_the_options_of_the_figures_in_results() -> None:
     """Tables of 21 November 2026 were made with the options' defaults, not with those of configs/reset/."""
-    arms = [parse_arm(spec).reset for spec in (*digits.ARMS, "fire:scale=preserve_norm")]
+    arms = [parse_arm(spec).reset for spec in (*digits.ARMS, "fire_paper:scale=preserve_norm")]
     expected = [
         *(REGISTRY[name]() for name in digits.ARMS[:6]),
         REGISTRY["fire"](FireOptions(method="newton_schulz")),
@@ -60,10 +60,10 @@ def test_each_arm_is_a_reset_with_the_options_of_the_figures_in_results() -> Non
 
 
 def test_the_command_writes_table_figure_and_scores(tmp_path, capsys) -> None:
-    argv = ["--arms", "none", "fire:scale=unit", "--seeds", "2", "--num-tasks", "2", "--steps", "2"]
+    argv = ["--arms", "none", "fire_paper:scale=unit", "--seeds", "2", "--num-tasks", "2", "--steps", "2"]
     assert main(digits.parse, digits.run, [*argv, "--output", str(tmp_path)]) == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert set(scores) == set(digits.TASKS) and set(scores["permuted"]) == {"none", "fire:scale=unit"}
+    assert set(scores) == set(digits.TASKS) and set(scores["permuted"]) == {"none", "fire_paper:scale=unit"}
     assert (tmp_path / "figure.png").stat().st_size > 1000
     printed = capsys.readouterr().out
     assert printed == (tmp_path / "summary.md").read_text() + f"results in {tmp_path}\n"

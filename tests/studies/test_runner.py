@@ -26,7 +26,7 @@ from studies.vision import data, networks, protocols
 from studies.vision.__main__ import ARMS, QUESTIONS, VIT_ARMS
 
 ROOT = Path(__file__).parents[2]
-SPECS = ("none", "fire", "cbp:maturity=2,replacement_rate=0.2", "l2_init", "fire:ewc=5")
+SPECS = ("none", "fire_paper", "cbp:maturity=2,replacement_rate=0.2", "l2_init", "fire_paper:ewc=5")
 
 
 def tiny_study(**recipe):
@@ -108,7 +108,7 @@ def test_arms_share_the_first_chunk_and_act_afterwards(tmp_path):
     assert [(reset["arm"], reset["chunk"]) for reset in resets] == [
         (spec, c) for spec in SPECS for c in (1, 2)
     ]
-    fire = next(reset for reset in resets if reset["arm"] == "fire")
+    fire = next(reset for reset in resets if reset["arm"] == "fire_paper")
     assert fire["after"]["plasticity/net/dfi_scaled"] < 1e-9 < fire["before"]["plasticity/net/dfi_scaled"]
     assert fire["report"]["reset/net/sfe"] > 0
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
@@ -175,14 +175,16 @@ def test_joined_batches_split_evenly():
 
 
 def test_arms_are_read_like_the_options_of_a_run():
-    arm = parse_arm("fire:method=newton_schulz,num_iters=5,include=*.to_q+*.to_k,parts=0+1")
+    arm = parse_arm("fire_paper:method=newton_schulz,num_iters=5,include=*.to_q+*.to_k,parts=0+1")
     assert arm.reset.options == FireOptions(
         method="newton_schulz", num_iters=5, include=("*.to_q", "*.to_k"), parts=(0, 1)
     )
     assert arm.title == "FIRE, method=newton_schulz, num_iters=5, include=*.to_q *.to_k, parts=0 1"
     assert parse_arm("parseval:agent.parseval=1e-3").parseval == 1e-3
     assert parse_arm("l2_init").l2_init == 1e-4 and parse_arm("fire").borders == ()
-    assert parse_arm("fire@1+3").borders == (1, 3) and parse_arm("fire@2").title == "FIRE at border 2 only"
+    assert (
+        parse_arm("fire@1+3").borders == (1, 3) and parse_arm("fire_paper@2").title == "FIRE at border 2 only"
+    )
 
 
 @pytest.mark.parametrize(
@@ -225,7 +227,7 @@ def test_the_names_that_the_command_line_offers_are_those_of_the_modules():
 
 
 def test_the_comparison_by_hand():
-    arms = [parse_arm("none"), parse_arm("fire")]
+    arms = [parse_arm("none"), parse_arm("fire_paper")]
     rows = [
         {"arm": arm, "seed": seed, "chunk": chunk, "update": update, "accuracy": value}
         for arm, seed, chunk, update, value in [
@@ -234,8 +236,8 @@ def test_the_comparison_by_hand():
             *(("none", s, 1, 5, 0.5 + 0.1 * s) for s in (0, 1)),
             *(("none", s, 2, 0, 0.3) for s in (0, 1)),
             *(("none", s, 2, 5, 0.6 + 0.2 * s) for s in (0, 1)),
-            *(("fire", 1, 1, u, 0.4) for u in (0, 5)),
-            *(("fire", 1, 2, u, 0.9) for u in (0, 5)),
+            *(("fire_paper", 1, 1, u, 0.4) for u in (0, 5)),
+            *(("fire_paper", 1, 2, u, 0.9) for u in (0, 5)),
         ]
     ]
     none, fire = compare(rows, arms, "accuracy", 3)
@@ -281,7 +283,7 @@ def test_help_waits_for_no_pytorch(study):
 @pytest.mark.parametrize(
     "argv",
     [
-        ["studies.vision", "--epochs", "2", "--arms", "none", "fire", "full"],
+        ["studies.vision", "--epochs", "2", "--arms", "none", "fire_paper", "full"],
         [
             "studies.language",
             "--updates-a",
@@ -292,7 +294,7 @@ def test_help_waits_for_no_pytorch(study):
             "16",
             "--arms",
             "none",
-            "fire",
+            "fire_paper",
         ],
     ],
 )

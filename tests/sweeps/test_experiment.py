@@ -223,22 +223,22 @@ def test_the_experiments_here_are_plans(path):
     }
 
 
-# The command lines behind the tables of 21 November 2026 in results/, one for each cell; seeds stand beside them.
+# The command lines behind tables in results/, one for each cell; seeds stand beside them.
 # Runs of Breakout kept their checkpoints of every 30,000 env steps, for branches to begin at.
 EARLIER = {
     "cartpole": {
         f"reset={reset}": f"--algo dqn --env CartPole-v1 --preset quick --reset {reset}"
-        for reset in ("none", "fire")
+        for reset in ("none", "fire_paper", "fire")
     },
     "pendulum": {
         f"reset={reset}": f"--algo sac --env Pendulum-v1 --preset quick --reset {reset}"
-        for reset in ("none", "fire", "fire_fresh_norm")
+        for reset in ("none", "fire_paper", "fire")
     },
     "breakout": {"uninterrupted/reset=none": "--algo dqn --env Breakout --preset quick --reset none"}
     | {
         f"after_reset/reset={reset}": "--algo dqn --env Breakout --preset quick "
         f"--reset {reset} --reset.every 0 --reset.at 30000"
-        for reset in ("full", "shrink_perturb", "fire", "fire_fresh_norm")
+        for reset in ("full", "shrink_perturb", "fire_paper", "fire")
     },
 }
 

@@ -102,7 +102,7 @@ def test_every_chart_has_its_place_once_its_keys_are_logged():
     alternatives = r"\(critic_\)\?|\(before\|after\)|\(value_correlation\|feature_cka\)"
     keys = {re.sub(alternatives, "", key) for chart in CHARTS for key in chart.keys}
     keys = {key.replace("[^/]+", "net") for key in keys}
-    keys |= {"reset/net/dfi_scaled_before", "reset/net/feature_cka"}
+    keys |= {"reset/net/dfi_any_scale_before", "reset/net/feature_cka"}
     found = layout(keys)
     assert list(found) == ["learning", "plasticity", "resets", "tasks"]
     assert sum(map(len, found.values())) == len(CHARTS)
@@ -153,8 +153,9 @@ def test_tensorboard_shows_what_was_right_before_a_reset_and_right_after_it(show
             assert points[step - 1] == pytest.approx(record["before"][key], rel=1e-6)
             assert points[step] == pytest.approx(record["after"][key], rel=1e-6)
         spectra = {at: histogram[histogram[:, 2] > 0, 1] for at, histogram in shown["spectrum/q/hidden1"]}
-        assert spectra[step] == pytest.approx([2.0])  # sqrt(16 / 4): an isometry at FIRE's scale
-        assert spectra[step - 1] != pytest.approx([2.0])
+        # A multiple of an isometry, of the norm of 16 x 4 weights of variance 2 / (4 + 16): Glorot and Bengio 2010.
+        assert spectra[step] == pytest.approx([(16 * 4 * 0.1 / 4) ** 0.5], rel=0.25)
+        assert spectra[step - 1] != pytest.approx(spectra[step])
 
 
 def test_resets_are_marked_in_words(events, folder):
@@ -165,7 +166,7 @@ def test_resets_are_marked_in_words(events, folder):
         assert f"**Reset {index}**" in text and "fire (every)" in text
         for side in ("before", "after"):
             assert f" {record[side]['mean_return']:.4g} |" in text
-            assert f" {record[side]['plasticity/q/dfi_scaled']:.4g} |" in text
+            assert f" {record[side]['plasticity/q/dfi_any_scale']:.4g} |" in text
         assert f"q: greedy_agreement | {record['report']['reset/q/greedy_agreement']:.4g} |" in text
 
 
