@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -113,12 +114,13 @@ def compare(folder: Path, plan: Mapping[str, Any], runs: Sequence[PlannedRun]) -
                 f"{run.branch_step})"
             )
             continue
-        if tuple(earlier["flags"]) == run.flags:
+        # The same flags are other options once a file in configs/ has changed.
+        if tuple(earlier["flags"]) == run.flags and earlier.get("digest") == _digest(run.config):
             continue
-        saved = _config_of(earlier["flags"])
-        ignored = ("checkpoint.keep", "checkpoint.at", *RESUMABLE_WITH_OTHER)
+        saved = _config_in(folder / earlier["folder"])
+        ignored = ("branch_from", *RESUMABLE_WITH_OTHER)
         if saved is None:
-            changed[name] = "its earlier flags are no longer valid"
+            changed[name] = "its config.yaml is not valid any more"
         elif words := differences(saved, run.config, ignored):
             only_longer = saved.total_steps < run.config.total_steps and not differences(
                 saved, run.config, (*ignored, "total_steps")
@@ -170,12 +172,17 @@ def _record(run: PlannedRun) -> dict[str, Any]:
         "parent": run.parent,
         "branch_step": run.branch_step,
         "flags": list(run.flags),
+        "digest": _digest(run.config),
     }
 
 
-def _config_of(flags: Sequence[str]) -> Config | None:
+def _digest(config: Config) -> str:
+    return hashlib.sha256(repr(sorted(loader.flatten_config(config).items())).encode()).hexdigest()
+
+
+def _config_in(run_dir: Path) -> Config | None:
     try:
-        return loader.load(flags)[0]
+        return loader.read_config(run_dir / "config.yaml")
     except ConfigError:
         return None
 

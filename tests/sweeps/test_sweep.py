@@ -151,6 +151,20 @@ def test_a_changed_file_is_compared_and_mixed_only_if_accepted(tmp_path, started
     assert sweep_here(tmp_path, other) == 0 and len(started) == 4
 
 
+def test_the_same_flags_with_other_options_behind_a_name_are_a_change(tmp_path, started, capsys):
+    text = BASE + "grid: {reset: [fire], seed: [0]}\n" + SINGLY
+    assert sweep_here(tmp_path, text) == 0
+    run, plan = tmp_path / "out/reset=fire/seed0/config.yaml", tmp_path / "out/plan.json"
+    # As made by an earlier version, in which fire was the published scale and plans had no digest.
+    run.write_text(run.read_text().replace("scale: fresh_norm", "scale: paper"))
+    plan.write_text(re.sub(r',\s*"digest": "\w+"', "", plan.read_text()))
+    assert sweep_here(tmp_path, text) == 2 and len(started) == 1
+    assert "reset=fire/seed0: reset.scale paper (asked for: fresh_norm)" in capsys.readouterr().err
+    run.write_text(run.read_text().replace("scale: paper", "scale: fresh_norm"))
+    assert sweep_here(tmp_path, text) == 0 and len(started) == 1
+    assert '"digest"' in plan.read_text()
+
+
 def test_a_branch_changes_with_its_parent_and_with_where_it_leaves(tmp_path, started, capsys):
     text = BASE + BRANCHES.replace("count: 2", "count: 1") + SINGLY
     assert sweep_here(tmp_path, text) == 0
