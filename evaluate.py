@@ -110,7 +110,7 @@ def _run(args: argparse.Namespace) -> int:
     device = torch.device("cpu")
     agent = make_agent(config, env.observation_space, env.action_space, env.max_episode_steps, device)
     with checkpoint.fitting(saved):
-        agent.load_state_dict(state["agent"])
+        agent.load_policy(state["agent"])
 
     play = functools.partial(
         evaluate,

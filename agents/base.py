@@ -312,6 +312,15 @@ class Agent(ABC):
             generator.set_state(state[name].cpu())
         self.update_step = int(state["update_step"])
 
+    def policy_state(self) -> dict[str, Any]:
+        """The part of ``state_dict`` that greedy actions need."""
+        return {self.policy: getattr(self, self.policy).state_dict()}
+
+    def load_policy(self, state: Mapping[str, Any]) -> None:
+        """Restore ``policy_state``, or that part of a ``state_dict``, in place."""
+        restore_structure(self.networks()[self.policy], state[self.policy])
+        getattr(self, self.policy).load_state_dict(state[self.policy])
+
 
 class Descent:
     """The ``Step`` of one agent: gradient descent by its own optimizers."""

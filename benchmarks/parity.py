@@ -43,7 +43,7 @@ def trained_policy(run: Path, config: Config, env: VecEnv) -> Policy:
     device = torch.device("cpu")
     agent = make_agent(config, env.observation_space, env.action_space, env.max_episode_steps, device)
     _, state = load_agent(run / "checkpoints", "best")
-    agent.load_state_dict(state["agent"])
+    agent.load_policy(state["agent"])
     return agent
 
 

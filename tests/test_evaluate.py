@@ -91,6 +91,19 @@ def test_command_prints_figures_and_writes_json(run_dir, tmp_path, capsys):
     assert f"{figures['mean_return']:.2f}" in capsys.readouterr().out
 
 
+def test_the_policy_beside_its_options_is_all_that_playing_needs(run_dir, tmp_path, capsys):
+    (best,) = (run_dir / "checkpoints").glob("best_*")
+    shutil.copytree(best, tmp_path / "checkpoints" / best.name)
+    shutil.copy(run_dir / "config.yaml", tmp_path)
+    tables = []
+    for folder in (run_dir, tmp_path):
+        assert evaluation.main([str(folder), "--episodes", "2"]) == 0
+        tables.append(capsys.readouterr().out)
+    assert tables[0] == tables[1]
+    (newest,) = (run_dir / "checkpoints").glob("step_*")
+    assert (best / "agent.pt").stat().st_size < (newest / "agent.pt").stat().st_size / 2
+
+
 def test_command_needs_neither_the_precision_nor_the_compiler_of_the_updates(run_dir, tmp_path, monkeypatch):
     """A run trained in TensorFloat-32 on a GPU is evaluated on the CPU."""
     shutil.copytree(run_dir, tmp_path / "run")

@@ -167,12 +167,12 @@ def evaluate(
 
 
 def load_agent(folder: Path, kind: str) -> tuple[Path, dict[str, Any]]:
-    """Read the agent of the ``best`` evaluation or of the ``latest`` step, best falling back to latest.
+    """Read the policy of the ``best`` evaluation or the agent of the ``latest`` step, best falling back to latest.
 
     The run may go on writing meanwhile; nothing of it is touched.
 
     Returns:
-        the checkpoint's folder, and its ``env_step`` and ``agent`` on the CPU.
+        the checkpoint's folder, and its ``env_step`` and ``agent`` on the CPU, for ``Agent.load_policy``.
 
     Raises:
         CheckpointError: the run has saved nothing yet, or what it saved cannot be read.

@@ -317,7 +317,7 @@ class Trainer:
             self.due.note_evaluation()
             if result.mean > self.best_return:
                 self.best_return = result.mean
-                checkpoint.save(self.checkpoint_dir, "best", step, {"agent": self.agent.state_dict()})
+                checkpoint.save(self.checkpoint_dir, "best", step, {"agent": self.agent.policy_state()})
                 checkpoint.prune(self.checkpoint_dir, "best", keep=1)
         return result
 

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from agents.graphs import Places, StaticInputs, addresses, learning_tensors, rol
 from configs import loader
 from fire.options import OPTIONS
 from fire.resets.registry import REGISTRY, reset_networks
-from tests.agents.learning_cases import CPU, Case, recorded
+from tests.agents.learning_cases import CPU, OBS, Case, recorded
 from tests.training.test_act_lag import ARGS, SHORT
 from tests.training.test_train import SMALL, assert_same, newest, run_interrupted, table
 from training import loop
@@ -236,3 +237,23 @@ def test_a_run_of_recorded_blocks_equals_the_run_and_resumes(algo, tmp_path, mon
     run_interrupted(tmp_path / "static", algo, 100, *lagless)
     assert_same(newest(tmp_path / "static"), newest(tmp_path / "eager"))
     assert table(tmp_path / "static/scalars.csv") == table(tmp_path / "eager/scalars.csv")
+
+
+@pytest.mark.parametrize("algo", AGENTS)
+def test_the_saved_policy_acts_like_the_agent(algo):
+    trained, new = Case(algo, None), Case(algo, None)
+    for _ in range(6):
+        trained.step()
+        trained.learner.learn(2)
+    agent, player = trained.agents[0], new.agents[0]
+    if algo == "dqn":
+        reset_networks(
+            agent.networks(), REGISTRY["plasticity_injection"](), None, torch.Generator().manual_seed(0)
+        )
+    obs = np.random.default_rng(0).normal(size=(16, OBS)).astype(np.float32)
+    expected = agent.act_greedy(obs)
+    assert not np.array_equal(player.act_greedy(obs), expected)
+    state = agent.policy_state()
+    player.load_policy(state)
+    assert np.array_equal(player.act_greedy(obs), expected)
+    assert set(state) < set(agent.state_dict())

@@ -61,7 +61,7 @@ def test_a_branch_from_nowhere_or_beyond_its_end_is_refused(source, tmp_path):
     with pytest.raises(ConfigError, match="no checkpoint; give a run folder"):
         run(tmp_path / "a", algo, *FIRE, "--branch-from", str(tmp_path / "missing"))
     (best,) = checkpoint.find(folder / "checkpoints", "best")
-    with pytest.raises(ConfigError, match="no checkpoint; give a run folder"):  # it holds the agent alone
+    with pytest.raises(ConfigError, match="no checkpoint; give a run folder"):  # it holds the policy alone
         run(tmp_path / "a", algo, *FIRE, "--branch-from", str(best))
     with pytest.raises(ConfigError, match="total_steps 200 must exceed"):
         run(tmp_path / "b", algo, *FIRE, "--branch-from", str(folder))
