@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from reports.aggregate import Aggregate
-from reports.collect import Run
+from reports.collect import Curve, Run
 from reports.kept import QUANTITIES
 from reports.outcomes import Summary
 from reports.panels import Band, Panel, band, task_band
@@ -57,9 +57,9 @@ def curves_figure(panel: Panel, look: Look, key: str, words: str, most_points: i
     return figure if figure.data else None
 
 
-def _curve(run: Run, key: str) -> Any:
-    curves = {"evaluation": run.evaluation, "training": run.training}
-    return curves.get(key) or run.metrics.get(key) or (np.empty(0), np.empty(0))
+def _curve(run: Run, key: str) -> Curve:
+    curves = {"evaluation": run.evaluation, "training": run.training, **run.metrics}
+    return curves.get(key, Curve(np.empty(0), np.empty(0)))  # a run of another version may log other metrics
 
 
 def tasks_figure(panel: Panel, look: Look, column: str, words: str) -> go.Figure | None:

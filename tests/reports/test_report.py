@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -230,6 +231,20 @@ def test_environments_with_published_scores_are_aggregated(experiment):
     assert (fire.environments, fire.runs, fire.improvement.value) == (2, 3, pytest.approx((1 + 8.5 / 9) / 2))
     assert none.improvement is None and fire.profile[0] == 1.0
     assert normalized("CartPole-v1", 3.0) is None
+
+
+def test_runs_of_versions_that_logged_other_metrics_are_reported_together(trained, tmp_path):
+    folder = tmp_path / "runs"
+    shutil.copytree(trained, folder)
+    earlier = next(folder.glob("*none*seed0*/scalars.csv"))
+    rows = earlier.read_text().splitlines(keepends=True)
+    earlier.write_text("".join(row for row in rows if "plasticity/q/srank" not in row))
+    assert report.main([str(folder), "--output", str(tmp_path / "out")]) == 0
+    (panel,) = panels_of(collect([folder]))
+    figure = figures.curves_figure(
+        panel, styles(list(panel.methods), "none"), "plasticity/q/srank", "srank", 200
+    )
+    assert {trace.name for trace in figure.data} >= set(panel.methods)
 
 
 def test_the_command_answers_in_one_line(trained, tmp_path, capsys):
