@@ -74,10 +74,12 @@ class DQN(Agent):
         super().__init__(seed, device, {"q": build}, capture)
         self.q = self._initial("q")
         self.target_q = copy.deepcopy(self.q).requires_grad_(False)
-        self.optimizer = torch.optim.Adam(
+        self.optimizer = torch.optim.AdamW(
             self.q.parameters(),
             lr=config.learning_rate,
+            betas=config.betas,
             eps=config.adam_eps,
+            weight_decay=config.weight_decay,
             fused=True,
             capturable=device.type == "cuda",
         )

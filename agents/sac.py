@@ -73,9 +73,9 @@ class SAC(Agent):
             return SimbaCritic(self.normalizer, obs_dim, action_dim, *sizes)
 
         super().__init__(seed, device, {"actor": build_actor, "critic": build_critic}, capture)
-        self._assemble(config, config.weight_decay, numerics)
+        self._assemble(config, numerics)
 
-    def _assemble(self, config: SACConfig | XQCConfig, weight_decay: float, numerics: Numerics) -> None:
+    def _assemble(self, config: SACConfig | XQCConfig, numerics: Numerics) -> None:
         """Draw the networks, and make what trains them."""
         self.actor = self._initial("actor")
         self.critic = self._initial("critic")
@@ -87,13 +87,13 @@ class SAC(Agent):
         optimizer = partial(
             torch.optim.AdamW,
             lr=config.learning_rate,
-            betas=(0.9, 0.999),
+            betas=config.betas,
             eps=1e-8,
             fused=True,
             capturable=self.device.type == "cuda",
         )
-        self.actor_optimizer = optimizer(self.actor.parameters(), weight_decay=weight_decay)
-        self.critic_optimizer = optimizer(self.critic.parameters(), weight_decay=weight_decay)
+        self.actor_optimizer = optimizer(self.actor.parameters(), weight_decay=config.weight_decay)
+        self.critic_optimizer = optimizer(self.critic.parameters(), weight_decay=config.weight_decay)
         self.alpha_optimizer = optimizer(self.temperature.parameters(), weight_decay=0.0)
         self.regularizers = self._make_regularizers(config.l2_init, config.parseval)
         prepare = partial(numerics.prepare, device=self.device)

@@ -50,7 +50,14 @@ class TD3(Agent):
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         on_cuda = device.type == "cuda"
-        adam = partial(torch.optim.Adam, lr=config.learning_rate, fused=True, capturable=on_cuda)
+        adam = partial(
+            torch.optim.AdamW,
+            lr=config.learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+            capturable=on_cuda,
+        )
         self.actor_optimizer = adam(self.actor.parameters())
         self.critic_optimizer = adam(self.critic.parameters())
         self.regularizers = self._make_regularizers(config.l2_init, config.parseval)

@@ -72,7 +72,7 @@ class XQC(SAC):
             "critic": partial(XQCCritic, obs_dim, action_dim, *sizes),
         }
         Agent.__init__(self, seed, device, builders, capture)
-        self._assemble(config, 0.0, numerics)
+        self._assemble(config, numerics)
 
     @classmethod
     def sizes(

@@ -185,7 +185,28 @@ class ReplayConfig:
 
 
 @dataclass(frozen=True)
-class SACConfig:
+class AgentConfig:
+    """What every algorithm has."""
+
+    adam_betas: tuple[float, ...] = option(
+        (0.9, 0.999), "decay of Adam's means of gradients and of their squares", minimum=0, maximum=1
+    )
+    weight_decay: float = option(0.0, "decoupled weight decay of the networks: AdamW's", minimum=0)
+    l2_init: float = option(0.0, "strength of the L2 Init term added to every loss", minimum=0)
+    parseval: float = option(0.0, "strength of the Parseval term added to every loss", minimum=0)
+
+    def __post_init__(self) -> None:
+        if len(self.adam_betas) != 2 or max(self.adam_betas) == 1:
+            raise ValueError(f"adam_betas must be two numbers below 1, got {list(self.adam_betas)}")
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """``adam_betas``, of which there are two."""
+        return self.adam_betas[0], self.adam_betas[1]
+
+
+@dataclass(frozen=True)
+class SACConfig(AgentConfig):
     """Soft actor-critic on SimBa networks; defaults are SimBa's (arXiv 2410.09754, sac_simba configuration)."""
 
     actor_width: int = option(128, "width of the actor's residual stream", minimum=1)
@@ -194,7 +215,7 @@ class SACConfig:
     critic_blocks: int = option(2, "residual blocks of each critic", minimum=0)
     num_critics: int = option(2, "critics, of which targets take the minimum", minimum=1)
     learning_rate: float = option(1e-4, "AdamW step size of actor, critics and temperature", minimum=0)
-    weight_decay: float = option(1e-2, "decoupled weight decay of actor and critics", minimum=0)
+    weight_decay: float = option(1e-2, "decoupled weight decay of the networks: AdamW's", minimum=0)
     gamma: float | None = option(
         None,
         "discount per env step; null: 1 - 5/L in [0.95, 0.995], L the episode limit",
@@ -206,12 +227,10 @@ class SACConfig:
     )
     init_temperature: float = option(0.01, "entropy coefficient at the start", minimum=1e-12)
     target_entropy_per_action: float = option(-0.5, "target entropy per action dimension", "nats")
-    l2_init: float = option(0.0, "strength of the L2 Init term added to every loss", minimum=0)
-    parseval: float = option(0.0, "strength of the Parseval term added to every loss", minimum=0)
 
 
 @dataclass(frozen=True)
-class DQNConfig:
+class DQNConfig(AgentConfig):
     """Deep Q-learning; defaults are those of the FIRE and ReDo protocols where they apply to an MLP."""
 
     hidden_widths: tuple[int, ...] = option(
@@ -246,12 +265,10 @@ class DQNConfig:
     epsilon_fraction: float = option(
         0.1, "share of total_steps over which epsilon falls linearly", minimum=0, maximum=1
     )
-    l2_init: float = option(0.0, "strength of the L2 Init term added to every loss", minimum=0)
-    parseval: float = option(0.0, "strength of the Parseval term added to every loss", minimum=0)
 
 
 @dataclass(frozen=True)
-class TD3Config:
+class TD3Config(AgentConfig):
     """TD3; defaults are those of Fujimoto et al. 2018, arXiv 1802.09477, section 6.1."""
 
     hidden_widths: tuple[int, ...] = option((400, 300), "hidden layers of actor and critics", minimum=1)
@@ -268,12 +285,10 @@ class TD3Config:
     )
     target_noise_clip: float = option(0.5, "largest size of that noise", minimum=0)
     exploration_noise: float = option(0.1, "standard deviation of the noise on the actions taken", minimum=0)
-    l2_init: float = option(0.0, "strength of the L2 Init term added to every loss", minimum=0)
-    parseval: float = option(0.0, "strength of the Parseval term added to every loss", minimum=0)
 
 
 @dataclass(frozen=True)
-class XQCConfig:
+class XQCConfig(AgentConfig):
     """XQC: SAC with well-conditioned critics; defaults are those of arXiv 2509.25174 and its released code."""
 
     actor_widths: tuple[int, ...] = option((256, 256, 256, 256), "hidden layers of the actor", minimum=1)
@@ -301,11 +316,8 @@ class XQCConfig:
     )
     init_temperature: float = option(0.01, "entropy coefficient at the start", minimum=1e-12)
     target_entropy_per_action: float = option(-0.5, "target entropy per action dimension", "nats")
-    l2_init: float = option(0.0, "strength of the L2 Init term added to every loss", minimum=0)
-    parseval: float = option(0.0, "strength of the Parseval term added to every loss", minimum=0)
 
 
-AgentConfig = SACConfig | DQNConfig | TD3Config | XQCConfig
 AGENT_CONFIGS: dict[str, type[AgentConfig]] = {
     "sac": SACConfig,
     "dqn": DQNConfig,

@@ -78,6 +78,26 @@ def test_one_update_equals_the_algorithm_written_out(double_q, kind):
         torch.testing.assert_close(agent.q.state_dict()[name], value, rtol=1e-4, atol=1e-6)
 
 
+def test_betas_and_weight_decay_are_those_of_adamw_written_out():
+    agent, data = make(adam_betas=(0.5, 0.7), weight_decay=0.1), batch()
+    reference = make()
+    mean = square = torch.zeros_like(agent.q.hidden1.weight)
+    for _ in range(3):
+        weight = agent.q.hidden1.weight.detach().clone()
+        reference.q.load_state_dict(agent.q.state_dict())
+        reference.target_q.load_state_dict(agent.target_q.state_dict())
+        reference.learn(data)
+        gradient = reference.q.hidden1.weight.grad
+        step = agent.update_step + 1
+        mean = 0.5 * mean + 0.5 * gradient
+        square = 0.7 * square + 0.3 * gradient**2
+        moved = 1e-2 * (mean / (1 - 0.5**step)) / ((square / (1 - 0.7**step)).sqrt() + 1.5e-4)
+        agent.learn(data)
+        torch.testing.assert_close(
+            agent.q.hidden1.weight, weight * (1 - 1e-2 * 0.1) - moved, rtol=1e-4, atol=1e-6
+        )
+
+
 def test_target_is_copied_on_its_period_and_only_then():
     agent = make(target_update_period=3)
     first = copy.deepcopy(agent.target_q.state_dict())

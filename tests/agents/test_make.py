@@ -39,6 +39,15 @@ def test_every_algorithm_is_built_from_a_configuration_and_declares_what_it_has(
                 make(algo, (4,), None, f"--reset.{part}", "reset")
 
 
+@pytest.mark.parametrize("algo", AGENTS)
+def test_every_optimizer_has_the_betas_of_the_options(algo):
+    agent = make(algo, (4,), None, "--agent.adam-betas", "0.5", "0.7")
+    groups = [group for name in agent.optimizers for group in getattr(agent, name).param_groups]
+    assert groups and all(tuple(group["betas"]) == (0.5, 0.7) for group in groups)
+    with pytest.raises(ConfigError, match=r"adam_betas must be two numbers below 1, got \[0.9, 1.0\]"):
+        make(algo, (4,), None, "--agent.adam-betas", "0.9", "1")
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match=r"td3 needs Box actions, but .* has Discrete.*; use --algo dqn"):
         make("td3", (4,), DISCRETE)
