@@ -61,8 +61,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--accept-changes",
         action="store_true",
-        help="go on with a file that has changed since: make what is new, continue what is longer, set aside and make "
-        "anew what is otherwise",
+        help="go on with a file, or options in configs/, that have changed since: make what is new, continue what "
+        "is longer, set aside and make anew what is otherwise",
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of the experiment (default: runs/<name>)"

@@ -261,7 +261,7 @@ def resets(game: str, rounds: int, contenders: list[str]) -> dict[str, object]:
 
     update = cost(lambda: learner.agent.learn(small))
     figures: dict[str, object] = {"update_seconds": update}
-    for name in ("full", "shrink_perturb", "sr_dqn", "fire", "fire_dqn", "redo"):
+    for name in ("full", "shrink_perturb", "sr_dqn", "fire_paper", "fire_dqn", "redo"):
         generator = torch.Generator().manual_seed(0)
         seconds = cost(lambda: reset_networks(learner.agent.networks(), REGISTRY[name](), batch, generator))  # noqa: B023
         share = seconds / (2_480_000 * update)

@@ -39,7 +39,7 @@ Row = dict[str, float | tuple[float, float] | str]
 
 
 def trained_policy(run: Path, config: Config, env: VecEnv) -> Policy:
-    """Return the best checkpoint's agent of a run, built for ``env``."""
+    """Return the best checkpoint's policy of a run, built for ``env``."""
     device = torch.device("cpu")
     agent = make_agent(config, env.observation_space, env.action_space, env.max_episode_steps, device)
     _, state = load_agent(run / "checkpoints", "best")

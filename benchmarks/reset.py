@@ -2,7 +2,7 @@
 
     python -m benchmarks.reset --networks nature_cnn simba --repeats 7
     python -m benchmarks.reset --networks resnet18 transformer mlp4096 --repeats 1
-    python -m benchmarks.reset --networks --agent      # one FIRE reset in env steps and gradient updates
+    python -m benchmarks.reset --networks --agent      # one reset by --reset fire in env steps and gradient updates
 
 The rival is the published formula (FIRE algorithm 1, ten cubic steps, one slice at a time, float32). Repetitions
 are interleaved and, on CPU, processor time is counted, so that the ratio survives a busy machine. Accuracy is the
@@ -244,16 +244,16 @@ def run(name: str, ill_conditioned: bool, repeats: int, checked: int, device: st
     return row
 
 
-def agent_cost(repeats: int, device: str) -> dict[str, float]:
-    """Seconds of an env step, an update with its minibatch and a FIRE reset of SAC on h1-walk, and the last in
-    units of the others.
+def agent_cost(repeats: int, device: str, reset_name: str = "fire") -> dict[str, float]:
+    """Seconds of an env step, an update with its minibatch and a reset of SAC on h1-walk, and the last in units of
+    the others.
     """
     from agents import make_agent, make_replay
     from agents.learner import Agents, make_learner
     from configs import loader
     from envs import make_training_env
 
-    flags = {"algo": "sac", "env": "h1-walk", "reset": "fire", "preset": "paper", "total-steps": "6000"}
+    flags = {"algo": "sac", "env": "h1-walk", "reset": reset_name, "preset": "paper", "total-steps": "6000"}
     config, _ = loader.load([word for name, value in flags.items() for word in (f"--{name}", value)])
     env = make_training_env(config)
     spaces = env.observation_space, env.action_space
@@ -295,7 +295,7 @@ def agent_cost(repeats: int, device: str) -> dict[str, float]:
 def agent_sentence(cost: dict[str, float]) -> str:
     """What :func:`agent_cost` measured, in words."""
     return (
-        f"One FIRE reset of the SAC agent on h1-walk, with its report: {cost['reset']:.3g} s ="
+        f"One reset by --reset fire of the SAC agent on h1-walk, with its report: {cost['reset']:.3g} s ="
         f" {cost['in env steps']:.0f} env steps of {1e3 * cost['env step']:.3g} ms"
         f" = {cost['in gradient updates']:.0f} gradient updates of {1e3 * cost['gradient update']:.3g} ms."
     )

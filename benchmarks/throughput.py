@@ -20,7 +20,7 @@ agents      one update of K agents as ``--num-agents`` makes it, against K singl
 stack       a step of K small DQNs as one program against that of one, K = 1, 5 and 12: acting, storing, and the updates
             of a step apart (MLP 128-128, 16 environments, minibatches of 64, 8 updates a step)
 training    the training loop end to end over numbers of threads (benchmarks/training.py)
-reset       a FIRE reset of the SAC agent in env steps and updates (benchmarks/reset.py)
+reset       a reset of the SAC agent by --reset fire in env steps and updates (benchmarks/reset.py)
 
 On the CPU figures are CPU seconds of the process, their medians over rounds, and medians of the ratios within a round,
 so that a busy machine counts little. With ``--device cuda`` they are wall seconds after synchronising, and for each

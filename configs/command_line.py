@@ -92,7 +92,9 @@ def _selector_parser(add_help: bool, **kwargs: Any) -> _Parser:
         metavar="ID",
         help="h1-walk, a game such as Asterix, any Gymnasium id, such as Pendulum-v1 (default: h1-walk)",
     )
-    parser.add_argument("--reset", metavar="NAME", help="reset strategy, see configs/reset/ (default: fire)")
+    parser.add_argument(
+        "--reset", metavar="NAME", help="a file in configs/reset/, see docs/resets.md (default: fire)"
+    )
     parser.add_argument(
         "--preset",
         metavar="NAME",

@@ -330,6 +330,7 @@ AGENT_CONFIGS: dict[str, type[AgentConfig]] = {
 class ResetConfig:
     """When networks are reset, how, and what beside them."""
 
+    # The loader adds the options of that file; without it they are the strategy's defaults, which are fire_paper's.
     name: str = option("fire", "reset as chosen by --reset: a file in configs/reset/")
     strategy: str = option("fire", "reset strategy, an entry of fire.options.OPTIONS")
     every: int = option(0, "reset whenever this many steps have passed; 0: never", "env steps", minimum=0)
@@ -422,7 +423,7 @@ class CheckpointConfig:
     every: int = option(
         50_000, "period; the end and Ctrl-C always save; 0: only those", "env steps", minimum=0
     )
-    keep: int = option(1, "newest checkpoints kept, beside the best agent", minimum=1)
+    keep: int = option(1, "newest checkpoints kept, beside the policy of the best evaluation", minimum=1)
     at: tuple[int, ...] = option(
         (),
         "further checkpoints, which are kept for good: other runs branch from them",

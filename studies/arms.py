@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from configs.command_line import flag_of
 from configs.errors import ConfigError
@@ -27,6 +27,9 @@ TITLES = {
     "optimizer_only": "optimizer only",
     "plasticity_injection": "plasticity injection",
 }
+
+# Whose options an arm's are read as: an algorithm without weight decay, so that an arm that sets it is noticed.
+AGENT = ("--algo", "dqn", "--env", "CartPole-v1")
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Arm:
         """Name for tables and figures."""
         where, colon, options = self.spec.partition(":")
         name, _, _ = where.partition("@")
-        title = TITLES.get(name, name)
+        title = "FIRE" if name == "fire" and "scale=" in options else TITLES.get(name, name)
         if self.borders:
             title += f" at border {', '.join(map(str, self.borders))} only"
         return f"{title}, {options.replace(',', ', ').replace('+', ' ')}" if colon else title
@@ -78,7 +81,7 @@ def parse_arm(spec: str) -> Arm:
     borders = numbers.split("+") if at else []
     if not all(number.isdecimal() and int(number) > 0 for number in borders):
         raise ConfigError(f"arm {spec!r}: borders are numbers from 1, joined by +, got {numbers!r}")
-    flags = ["--algo", "sac", "--env", "h1-walk", "--reset", name]
+    flags = [*AGENT, "--reset", name]
     ewc = 0.0
     for pair in filter(None, options.split(",")):
         key, equals, value = pair.partition("=")
@@ -92,6 +95,15 @@ def parse_arm(spec: str) -> Arm:
         config, _ = load(flags)
     except ConfigError as error:
         raise ConfigError(f"arm {spec!r}: {error}") from error
+    known = replace(
+        load([*AGENT, "--reset", "none"])[0].agent,
+        l2_init=config.agent.l2_init,
+        parseval=config.agent.parseval,
+    )
+    if config.agent != known:
+        raise ConfigError(
+            f"arm {spec!r} sets options of an RL agent; of those a study has agent.l2_init and agent.parseval"
+        )
     reset = make_reset(config.reset.strategy, config.reset.options)
     return Arm(spec, reset, config.agent.l2_init, config.agent.parseval, tuple(map(int, borders)), ewc)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -55,9 +55,13 @@ class Session:
         """Make the runs; returns the exit code."""
         claim = Claim(self.folder, "running a sweep")
         try:
-            self._settle_plan(accept_changes)
+            changed = self._settle_plan(accept_changes)
             journal = Journal(self.folder)
-            journal.forget_failures(self.runs, all_of_them=retry_failed)
+            journal.forget_failures(
+                run.name
+                for run in self.runs
+                if retry_failed or run.name in changed or journal.has_other_flags(run)
+            )
             watch = Watch()
             queue = self._queue(journal, watch)
             if self.cluster:
@@ -90,7 +94,7 @@ class Session:
         return 0
 
     def _differs(self) -> str:
-        return f"{self.experiment.file} differs from what has run in {self.folder}:"
+        return f"{self.experiment.file}, with the options in configs/, differs from what has run in {self.folder}:"
 
     def _queue(self, journal: Journal, watch: Watch) -> Queue:
         everything = {run.name: run for run in self.experiment.runs}
@@ -106,8 +110,8 @@ class Session:
             self.cluster,
         )
 
-    def _settle_plan(self, accept_changes: bool) -> None:
-        """Compare the file with what ran, and write the plan.
+    def _settle_plan(self, accept_changes: bool) -> Collection[str]:
+        """Compare the file with what ran, and write the plan; return the names of runs that have changed.
 
         Raises:
             ConfigError: they differ, and nobody has accepted it.
@@ -117,6 +121,7 @@ class Session:
             raise ConfigError(
                 f"{self.folder} is a run's folder, not an experiment's; choose another --output"
             )
+        changes = plans.Changes()
         if known is not None:
             changes = plans.compare(self.folder, known, self.experiment.runs)
             if changes:
@@ -129,6 +134,7 @@ class Session:
                 if aside := plans.set_aside(self.folder, list(changes.changed)):
                     print(f"what has changed was moved to {aside}", file=sys.stderr)
         plans.write_plan(self.folder, self.experiment)
+        return {*changes.changed, *changes.longer}
 
     def _conclude(self, queue: Queue, watch: Watch) -> int:
         """Say how it ended; returns the exit code."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +74,14 @@ class Journal:
         except OSError as error:
             raise ConfigError(f"cannot write {self._path}: {error.strerror}") from error
 
-    def forget_failures(self, runs: Sequence[PlannedRun], all_of_them: bool) -> None:
-        """Let runs be tried again: all that failed, or those whose flags are others now."""
-        for run in runs:
-            if all_of_them or self._flags.get(run.name) != list(run.flags):
-                self.failed.pop(run.name, None)
+    def has_other_flags(self, run: PlannedRun) -> bool:
+        """Whether a run was started with other flags, or never."""
+        return self._flags.get(run.name) != list(run.flags)
+
+    def forget_failures(self, names: Iterable[str]) -> None:
+        """Let runs be tried again."""
+        for name in names:
+            self.failed.pop(name, None)
 
     def _take(self, event: str, names: Sequence[str], lines: list[str]) -> None:
         for name in names:

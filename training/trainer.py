@@ -287,7 +287,7 @@ class Trainer:
         return seen
 
     def evaluate(self, when: str) -> Evaluation:
-        """Play greedy episodes, or random ones for ``random_policy``; the best agent so far is kept.
+        """Play greedy episodes, or random ones for ``random_policy``; the best policy so far is kept.
 
         The random policy plays ``eval.episodes`` even where ``eval.steps`` sets the length of evaluations, which may
         be hundreds of its games; never more than ``eval.steps``.

@@ -134,13 +134,13 @@ class ResetReport:
     def __str__(self) -> str:
         """A table with one line for each layer, then one for each weight that was left alone."""
         lines = [
-            f"{'layer':30} {'role':6} {'scale':>8} {'rel. SFE':>9} {'DfI/s^2 before':>14} {'cond':>8} {'residual':>9}"
+            f"{'layer':30} {'role':6} {'scale':>8} {'rel. SFE':>9} {'DfI before':>10} {'cond':>8} {'residual':>9}"
         ]
         for layer in self.layers:
             name = f"{layer.network}/{layer.layer}".lstrip("/")
             lines.append(
                 f"{name:30} {layer.role:6} {layer.scale:8.4f} {layer.relative_sfe:9.4f} "
-                f"{layer.dfi_scaled_before:14.4g} {layer.condition_number:8.2g} {layer.residual:9.1e}"
+                f"{layer.dfi_any_scale_before:10.4g} {layer.condition_number:8.2g} {layer.residual:9.1e}"
             )
         lines += [f"left alone: {name}: {reason}" for name, reason in self.left_alone]
         return "\n".join(lines)

@@ -184,7 +184,7 @@ def test_what_speed_measures_on_a_card_runs_there(tmp_path, monkeypatch):
     assert speed.dqn(1, 1, "cuda")["joint updates per second"] > 0
     assert speed.lean(1, "cuda")["joint updates per second"] > 0
     assert speed.network_reset("nature_cnn", "cuda", 1)["ours, with report, ms"] > 0
-    assert speed.agent_reset("cuda", True)["reset, ms"] > 0
+    assert speed.agent_reset("cuda", True, "fire")["reset, ms"] > 0
 
 
 def test_how_far_results_lie_apart_is_a_share_of_the_way():

@@ -181,6 +181,8 @@ def test_arms_are_read_like_the_options_of_a_run():
     )
     assert arm.title == "FIRE, method=newton_schulz, num_iters=5, include=*.to_q *.to_k, parts=0 1"
     assert parse_arm("parseval:agent.parseval=1e-3").parseval == 1e-3
+    assert parse_arm("fire").title == "FIRE, fresh norms"
+    assert parse_arm("fire:scale=unit").title == "FIRE, scale=unit"
     assert parse_arm("l2_init").l2_init == 1e-4 and parse_arm("fire").borders == ()
     assert (
         parse_arm("fire@1+3").borders == (1, 3) and parse_arm("fire_paper@2").title == "FIRE at border 2 only"
@@ -192,6 +194,8 @@ def test_arms_are_read_like_the_options_of_a_run():
     [
         ("fyre", "--reset fyre: unknown; valid: calibrated_partial, cbp"),
         ("fire:methud=polar", "did you mean --reset.method"),
+        ("equal_betas", "sets options of an RL agent; of those a study has agent.l2_init and agent.parseval"),
+        ("none:agent.weight_decay=0.1", "sets options of an RL agent"),
         ("fire@0", "borders are numbers from 1, joined by \\+, got '0'"),
         ("fire:ewc=-1", "ewc must be a number of at least 0, got '-1'"),
         ("fire:method", "'method' is not option=value"),
