@@ -68,6 +68,7 @@ QUESTIONS = {
         "fire_paper:include=*.qkv,parts=0+1",
         "fire_paper:include=*.qkv",
         "fire_paper:include=*.up+*.down",
+        "random_orthogonal:include=*.up+*.down",
     ),
 }
 
