@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from studies.arms import Arm, parse_arm
 from studies.chunks import Chunk, Learner, Study
 from studies.figures import draw
 from studies.results import Results, Row, compare, markdown_table
+from training.folder import Claim
 
 BEGINNING = "beginning"  # name of the state that all arms of a seed start from
 
@@ -25,7 +27,15 @@ def run_study(study: Study, arms: Sequence[Arm], seeds: Sequence[int], folder: P
 
     The first chunk of a seed is trained once, without any method: methods act from the first border on, so that all
     arms branch from the same network. Results are on disk after every chunk.
+
+    Raises:
+        ConfigError: the folder holds another study, or another process is at work there.
     """
+    with contextlib.closing(Claim(folder, "running a study")):
+        return _run(study, arms, seeds, folder)
+
+
+def _run(study: Study, arms: Sequence[Arm], seeds: Sequence[int], folder: Path) -> str:
     seconds, processor = time.perf_counter(), time.process_time()
     chunks = {seed: study.chunks(seed) for seed in seeds}
     _check_borders(arms, len(chunks[seeds[0]]))

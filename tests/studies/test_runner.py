@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -24,6 +25,7 @@ from studies.runner import run_study
 from studies.vision import __main__ as command_line
 from studies.vision import data, networks, protocols
 from studies.vision.__main__ import ARMS, QUESTIONS, VIT_ARMS
+from training.folder import Claim
 
 ROOT = Path(__file__).parents[2]
 SPECS = ("none", "fire_paper", "cbp:maturity=2,replacement_rate=0.2", "l2_init", "fire_paper:ewc=5")
@@ -114,6 +116,15 @@ def test_arms_share_the_first_chunk_and_act_afterwards(tmp_path):
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     more = run_study(tiny_study(), [*arms, parse_arm("full")], [0, 1], tmp_path)
     assert "full reset" in more and "| 2 |" in more
+
+
+def test_two_processes_in_one_folder_are_refused(tmp_path):
+    with (
+        contextlib.closing(Claim(tmp_path)),
+        pytest.raises(ConfigError, match="another process is running a study in"),
+    ):
+        run_study(tiny_study(), [parse_arm("none")], [0], tmp_path)
+    run_study(tiny_study(), [parse_arm("none")], [0], tmp_path)
 
 
 def test_another_study_in_the_folder_is_refused(tmp_path):
