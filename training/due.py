@@ -207,8 +207,13 @@ class Due:
         self.num_resets += 1
         self._trigger.note_reset(self._clock.env_step)
 
-    def begin_branch(self) -> None:
-        """Set the schedules of a run that starts at another's checkpoint; its reset points include that very step."""
+    def begin_branch(self, state: Mapping[str, Any]) -> None:
+        """Set the schedules of a run that starts at another's checkpoint, given that one's ``state_dict``.
+
+        Its reset points include that very step. Its resets are counted from the other's on: what they draw depends on
+        their number, and a branch with the same options is to be the run that went on.
+        """
+        self.num_resets = int(state["num_resets"])
         step = self._clock.env_step
         for schedule in (self._log, self._metrics, self._evaluation, self._change, *self._checkpoints):
             schedule.due(step)

@@ -113,7 +113,7 @@ class Trainer:
                     self._measured = (self.clock.env_step, measured)
                 self._saved_at = self.clock.env_step
             else:
-                self.due.begin_branch()
+                self.due.begin_branch(run["due"])
             lines = run["record"].get("lines", {})
         step, branch_of = self.clock.env_step, None
         if self._is_own(source):
