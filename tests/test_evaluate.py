@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import gymnasium as gym
 import imageio.v3 as imageio
@@ -102,6 +103,13 @@ def test_the_policy_beside_its_options_is_all_that_playing_needs(run_dir, tmp_pa
     assert tables[0] == tables[1]
     (newest,) = (run_dir / "checkpoints").glob("step_*")
     assert (best / "agent.pt").stat().st_size < (newest / "agent.pt").stat().st_size / 2
+
+
+def test_the_committed_policy_walks(capsys):
+    """Whole steps, however the physics rounds on this processor: the random policy gets 4, the policy about 580."""
+    folder = Path(__file__).parents[1] / "results/policies/h1-walk-laptop"
+    assert evaluation.main([str(folder), "--episodes", "2"]) == 0
+    assert float(re.search(r"mean_return +(\S+)", capsys.readouterr().out).group(1)) > 200
 
 
 def test_command_needs_neither_the_precision_nor_the_compiler_of_the_updates(run_dir, tmp_path, monkeypatch):
