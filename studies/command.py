@@ -11,6 +11,41 @@ from typing import Any, NoReturn
 from common.threads import let_idle_threads_sleep
 from configs.errors import ConfigError
 
+# Sets of arms, each for one question, that make sense on any network; a study adds its own.
+SHARED_QUESTIONS = {
+    "ewc": ("none", "none:ewc=100", "fire_paper", "fire_paper:ewc=100"),
+    "optimizer": (
+        "none",
+        "optimizer_only",
+        "fire_paper:optimizer=keep",
+        "fire_paper:optimizer=zero",
+        "full:optimizer=keep",
+        "full",
+    ),
+    "steps": (
+        "none",
+        "fire_paper",
+        "fire_paper:method=newton_schulz,num_iters=5",
+        "fire_paper:method=newton_schulz,num_iters=10",
+        "fire_paper:method=newton_schulz,num_iters=20",
+    ),
+    "scale": (
+        "none",
+        "fire_paper",
+        "fire_paper:scale=unit",
+        "fire_paper:scale=mean_singular_value",
+        "fire_paper:scale=preserve_norm",
+        "fire_paper:scale=fresh_norm",
+    ),
+    "strength": (
+        "none",
+        "fire_paper:strength=0.25",
+        "fire_paper:strength=0.5",
+        "fire_paper:strength=0.75",
+        "fire_paper",
+    ),
+}
+
 
 class Parser(argparse.ArgumentParser):
     """Raises ConfigError where argparse would print its usage and leave."""

@@ -17,7 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.errors import ConfigError
-from studies.command import Parser, add_shared_flags, chosen_arms, main, positive, positive_float, share
+from studies.command import (
+    SHARED_QUESTIONS,
+    Parser,
+    add_shared_flags,
+    chosen_arms,
+    main,
+    positive,
+    positive_float,
+    share,
+)
 
 FIVE_STEPS = "fire_paper:method=newton_schulz,num_iters=5,tied=change"
 ARMS = (
@@ -30,37 +39,7 @@ ARMS = (
     "fire_paper:include=*.qkv,parts=0+1",
 )
 QUESTIONS = {
-    "ewc": ("none", "none:ewc=100", "fire_paper", "fire_paper:ewc=100"),
-    "optimizer": (
-        "none",
-        "optimizer_only",
-        "fire_paper:optimizer=keep",
-        "fire_paper:optimizer=zero",
-        "full:optimizer=keep",
-        "full",
-    ),
-    "steps": (
-        "none",
-        "fire_paper:method=newton_schulz,num_iters=5",
-        "fire_paper:method=newton_schulz,num_iters=10",
-        "fire_paper:method=newton_schulz,num_iters=20",
-        "fire_paper",
-    ),
-    "scale": (
-        "none",
-        "fire_paper",
-        "fire_paper:scale=unit",
-        "fire_paper:scale=mean_singular_value",
-        "fire_paper:scale=preserve_norm",
-        "fire_paper:scale=fresh_norm",
-    ),
-    "strength": (
-        "none",
-        "fire_paper:strength=0.25",
-        "fire_paper:strength=0.5",
-        "fire_paper:strength=0.75",
-        "fire_paper",
-    ),
+    **SHARED_QUESTIONS,
     "layers": (
         "none",
         "fire_paper",

@@ -14,7 +14,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from studies.command import Parser, add_shared_flags, chosen_arms, main, positive, positive_float
+from studies.command import (
+    SHARED_QUESTIONS,
+    Parser,
+    add_shared_flags,
+    chosen_arms,
+    main,
+    positive,
+    positive_float,
+)
 
 # Names as in data.py, networks.py and protocols.py, which import PyTorch; networks are the paper's for the data sets.
 DATA_SETS = ("digits", "cifar10", "cifar100", "tiny_imagenet")
@@ -39,15 +47,11 @@ ARMS = (
 # FIRE on the vision transformer as published: queries and keys only.
 VIT_ARMS = (*ARMS[:-1], "fire_paper:include=*.to_q+*.to_k", "fire_paper")
 QUESTIONS = {
-    "ewc": ("none", "none:ewc=100", "fire_paper", "fire_paper:ewc=100"),
-    "repeated": ("none", "fire_paper", "fire_paper@1", "fire_paper@5", "fire_paper@9"),
-    "optimizer": (
-        "none",
-        "optimizer_only",
-        "fire_paper:optimizer=keep",
-        "fire_paper:optimizer=zero",
-        "full:optimizer=keep",
-        "full",
+    **SHARED_QUESTIONS,
+    "scale": (
+        *SHARED_QUESTIONS["scale"],
+        "random_orthogonal",
+        "random_orthogonal:scale=mean_singular_value",
     ),
     "layers": (
         "none",
@@ -56,30 +60,7 @@ QUESTIONS = {
         "fire_paper:roles=input+hidden",
         "fire_paper:roles=input",
     ),
-    "scale": (
-        "none",
-        "fire_paper",
-        "fire_paper:scale=unit",
-        "fire_paper:scale=mean_singular_value",
-        "fire_paper:scale=preserve_norm",
-        "fire_paper:scale=fresh_norm",
-        "random_orthogonal",
-        "random_orthogonal:scale=mean_singular_value",
-    ),
-    "steps": (
-        "none",
-        "fire_paper",
-        "fire_paper:method=newton_schulz,num_iters=5",
-        "fire_paper:method=newton_schulz,num_iters=10",
-        "fire_paper:method=newton_schulz,num_iters=20",
-    ),
-    "strength": (
-        "none",
-        "fire_paper:strength=0.25",
-        "fire_paper:strength=0.5",
-        "fire_paper:strength=0.75",
-        "fire_paper",
-    ),
+    "repeated": ("none", "fire_paper", "fire_paper@1", "fire_paper@5", "fire_paper@9"),
 }
 
 
