@@ -2,7 +2,7 @@
 
     python -m benchmarks.reset --networks nature_cnn simba --repeats 7
     python -m benchmarks.reset --networks resnet18 transformer mlp4096 --repeats 1
-    python -m benchmarks.reset --networks --agent      # one reset by --reset fire in env steps and gradient updates
+    python -m benchmarks.reset --networks --agent fire fire_paper     # one reset in env steps and gradient updates
 
 The rival is the published formula (FIRE algorithm 1, ten cubic steps, one slice at a time, float32). Repetitions
 are interleaved and, on CPU, processor time is counted, so that the ratio survives a busy machine. Accuracy is the
@@ -292,12 +292,12 @@ def agent_cost(repeats: int, device: str, reset_name: str = "fire") -> dict[str,
     return figures
 
 
-def agent_sentence(cost: dict[str, float]) -> str:
+def agent_sentence(reset_name: str, cost: dict[str, float]) -> str:
     """What :func:`agent_cost` measured, in words."""
     return (
-        f"One reset by --reset fire of the SAC agent on h1-walk, with its report: {cost['reset']:.3g} s ="
+        f"One reset by --reset {reset_name} of the SAC agent on h1-walk, with its report: {cost['reset']:.3g} s ="
         f" {cost['in env steps']:.0f} env steps of {1e3 * cost['env step']:.3g} ms"
-        f" = {cost['in gradient updates']:.0f} gradient updates of {1e3 * cost['gradient update']:.3g} ms."
+        f" = {cost['in gradient updates']:.1f} gradient updates of {1e3 * cost['gradient update']:.3g} ms."
     )
 
 
@@ -307,7 +307,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--networks", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
-    parser.add_argument("--agent", action="store_true", help="also time a reset of the SAC agent on h1-walk")
+    parser.add_argument(
+        "--agent",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="resets of the SAC agent on h1-walk to time, too",
+    )
     parser.add_argument("--repeats", type=int, default=5, help="interleaved repetitions")
     parser.add_argument("--checked", type=int, default=2, help="matrices of one shape compared with an SVD")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
@@ -339,8 +345,8 @@ def main() -> None:
             cells.append(f"{theirs['peak_memory_mb']:.0f} / {own['peak_memory_mb']:.0f}")
             lines.append(f"| {' | '.join(cells)} |")
             print(lines[-1], flush=True)
-    if args.agent:
-        lines += ["", agent_sentence(agent_cost(args.repeats, args.device))]
+    for name in args.agent:
+        lines += ["", agent_sentence(name, agent_cost(args.repeats, args.device, name))]
         print(lines[-1])
     if args.output is not None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
