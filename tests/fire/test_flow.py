@@ -29,10 +29,20 @@ class Net(nn.Module):
         return self.function(self, x)
 
 
+class ConditionedNorm(nn.Module):
+    """A norm without parameters of its own whose scale is given to it."""
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return scale * (x - x.mean(-1, keepdim=True)) / (1e-3 + x.std(-1, keepdim=True))
+
+
+DRAWS = torch.Generator().manual_seed(0)  # else now and then a unit is dead that should live
+
+
 def linear(*sizes: int) -> nn.Linear:
     layer = nn.Linear(*sizes)
-    nn.init.normal_(layer.weight)
-    nn.init.uniform_(layer.bias, 0.1, 0.5)
+    nn.init.normal_(layer.weight, generator=DRAWS)
+    nn.init.uniform_(layer.bias, 0.1, 0.5, generator=DRAWS)
     return layer
 
 
@@ -128,6 +138,11 @@ LEFT = {
         {"a": linear(5, 6), "relu": nn.ReLU(), "b": linear(6, 6), "head": linear(6, 2)},
         "the forward pass takes another way when values change",
     ),
+    "a norm that takes a condition": (
+        lambda net, x: net.head(net.relu(net.norm(net.a(x), x[:, :1]))),
+        {"a": linear(5, 6), "norm": ConditionedNorm(), "relu": nn.ReLU(), "head": linear(6, 2)},
+        "norm takes 2 tensors",
+    ),
 }
 
 
@@ -135,7 +150,7 @@ LEFT = {
 def test_recycling_a_dead_unit_leaves_the_output_and_all_other_units_weights(kind: str) -> None:
     function, modules = PROVED[kind]
     module = Net(function, **modules)
-    slot, batch = slot_of(module), torch.randn(32, 5)
+    slot, batch = slot_of(module), torch.randn(32, 5, generator=DRAWS)
     flows = unit_flows(slot, batch)
     assert not flows.left_alone and {flow.producer.name for flow in flows.flows} == set(modules) & {"a", "b"}
     with torch.no_grad():
@@ -162,7 +177,7 @@ def test_recycling_a_dead_unit_leaves_the_output_and_all_other_units_weights(kin
 def test_units_without_a_proof_are_left_alone_and_the_report_says_so(kind: str) -> None:
     function, modules, reason = LEFT[kind]
     module = Net(function, **modules)
-    slot, batch = slot_of(module), torch.randn(32, 5)
+    slot, batch = slot_of(module), torch.randn(32, 5, generator=DRAWS)
     with torch.no_grad():
         modules["a"].bias[3] = -1e3
     before = parameters(module)
