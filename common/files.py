@@ -10,10 +10,12 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+UNSAFE = re.compile(r"[^\w.+=-]")  # in the name of a file
 # What file systems answer that do not know a call: FUSE, network and shared folders.
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
@@ -65,6 +67,11 @@ def sync(path: Path) -> None:
 def warn_once(message: str) -> None:
     """Print a warning on the standard error, once in a program; who reads it may be gone."""
     logging.getLogger("fire").warning("warning: %s", message)
+
+
+def safe_name(text: str) -> str:
+    """Return ``text`` as part of a file's name: ``_`` for all but letters, digits and ``.+=-``."""
+    return UNSAFE.sub("_", text)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -93,7 +93,10 @@ def _selector_parser(add_help: bool, **kwargs: Any) -> _Parser:
         help="h1-walk, a game such as Asterix, any Gymnasium id, such as Pendulum-v1 (default: h1-walk)",
     )
     parser.add_argument(
-        "--reset", metavar="NAME", help="a file in configs/reset/, see docs/resets.md (default: fire)"
+        "--reset",
+        metavar="NAME",
+        help="a file in configs/reset/, see docs/resets.md, with options behind a colon if need be: "
+        "fire:scale=unit,strength=0.5 (default: fire)",
     )
     parser.add_argument(
         "--preset",
@@ -122,7 +125,7 @@ def _selector_parser(add_help: bool, **kwargs: Any) -> _Parser:
         "--run-dir",
         metavar="DIR",
         help="run folder (default: runs/<algo>-<env>-<reset>-<preset>-seed<seed>); with several runs a folder in "
-        "which theirs lie, or one with {seed} in its name for each seed",
+        "which theirs lie, or one with {seed} or {reset} in its name for each seed or reset",
     )
     parser.add_argument(
         "--show-config",

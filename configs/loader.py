@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, TypeVar
 
 from common.games import find_game, game_names
-from configs.command_line import SELECTORS, flag_of, parse_names, parse_options
+from configs.command_line import SELECTORS, UNFLAGGED, flag_of, parse_names, parse_options
 from configs.errors import ConfigError
 from configs.schema import AGENT_CONFIGS, CHOSEN_SECTIONS, Config
 from configs.values import Option, Value, coerce, describe
@@ -67,6 +67,9 @@ def load(argv: Sequence[str]) -> tuple[Config, Flags]:
         checked = _checked(layer, options, origin)
         values |= checked
         origins |= dict.fromkeys(checked, origin)
+    own = _options_in_name(names["reset"], options)
+    values |= own
+    origins |= dict.fromkeys(own, f"--reset {names['reset']}")
     values |= selected
     origins |= name_origins
 
@@ -90,9 +93,26 @@ def _select_names(
     if not isinstance(names["env"], str):
         raise ConfigError(f"env.id must be text, got {names['env']!r}")
     _check_name("--algo", names["algo"], AGENT_CONFIGS)
-    _check_name("--reset", names["reset"], resets())
+    _check_name("--reset", str(names["reset"]).partition(":")[0], resets())
     _check_name("--preset", names["preset"], presets(names["algo"]))
     return names, origins
+
+
+def _options_in_name(reset: str, options: Mapping[str, Option]) -> dict[str, Value]:
+    """Return the options behind a reset's name, by path: ``fire:scale=unit,include=q.*+k.*``.
+
+    Those without a dot are the reset's; several values of one option are joined by ``+``.
+    """
+    found: dict[str, Any] = {}
+    _, colon, text = reset.partition(":")
+    for pair in text.split(",") if colon else []:
+        key, equals, value = pair.partition("=")
+        if not equals or not value:
+            raise ConfigError(f"--reset {reset}: {pair!r} is not option=value")
+        path = (key if "." in key else f"reset.{key}").replace("-", "_")
+        found[path] = value.split("+") if path in options and options[path].is_list else value
+    flagged = {path: option for path, option in options.items() if path not in UNFLAGGED}
+    return _checked(found, flagged, f"--reset {reset}")
 
 
 def build(values: Mapping[str, Value]) -> Config:
@@ -156,7 +176,7 @@ def named_files(algo: str, env: str, reset: str, preset: str) -> list[Path]:
     return [
         CONFIG_DIR / "algo" / f"{algo}.yaml",
         *first_existing("env/{}.yaml"),
-        CONFIG_DIR / "reset" / f"{reset}.yaml",
+        CONFIG_DIR / "reset" / f"{reset.partition(':')[0]}.yaml",
         CONFIG_DIR / "preset" / preset / f"{algo}.yaml",
         *first_existing(f"preset/{preset}/{algo}-{{}}.yaml"),
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from configs.command_line import flag_of
 from configs.errors import ConfigError
 from configs.loader import load
 from fire.resets.registry import Reset, make_reset
@@ -67,7 +66,7 @@ class Arm:
 
 
 def parse_arm(spec: str) -> Arm:
-    """Return the arm that ``spec`` names, read by the loader that reads the options of a training run.
+    """Return the arm that ``spec`` names, read as ``--reset`` of a training run is.
 
     ``fire_paper:method=newton_schulz,num_iters=5``: the reset's YAML name, then options of the reset; several values of
     one option are joined by ``+``. An option with a dot is one of a training run: ``parseval:agent.parseval=1e-3``.
@@ -81,18 +80,15 @@ def parse_arm(spec: str) -> Arm:
     borders = numbers.split("+") if at else []
     if not all(number.isdecimal() and int(number) > 0 for number in borders):
         raise ConfigError(f"arm {spec!r}: borders are numbers from 1, joined by +, got {numbers!r}")
-    flags = [*AGENT, "--reset", name]
-    ewc = 0.0
+    own, ewc = [], 0.0
     for pair in filter(None, options.split(",")):
-        key, equals, value = pair.partition("=")
-        if not equals or not value:
-            raise ConfigError(f"arm {spec!r}: {pair!r} is not option=value")
+        key, _, value = pair.partition("=")
         if key == "ewc":
             ewc = _strength(spec, value)
-            continue
-        flags += [flag_of(key if "." in key else f"reset.{key}"), *value.split("+")]
+        else:
+            own.append(pair)
     try:
-        config, _ = load(flags)
+        config, _ = load([*AGENT, "--reset", f"{name}:{','.join(own)}" if own else name])
     except ConfigError as error:
         raise ConfigError(f"arm {spec!r}: {error}") from error
     known = replace(

@@ -112,7 +112,7 @@ def _hours(queue: Queue) -> list[str]:
 
 def _words(program: Program) -> str:
     config, count = program.runs[0].config, len(program.runs)
-    return f"{config.algo} on {config.env.id}{f', {count} seeds as one program' if count > 1 else ''}:"
+    return f"{config.algo} on {config.env.id}{f', {count} runs as one program' if count > 1 else ''}:"
 
 
 def _steps_left(program: Program, queue: Queue) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.files import UNSAFE
 from common.schedules import first_reached
 from configs import loader
 from configs.command_line import SELECTORS, flag_of
@@ -22,7 +23,6 @@ from sweeps.stages import (
     REPORT_KEYS,
     SEED,
     TOGETHER,
-    UNSAFE,
     Stage,
     cells_of,
     check_keys,
@@ -244,9 +244,10 @@ def _keeping_branch_points(runs: Mapping[str, PlannedRun]) -> Iterator[PlannedRu
 def _load(flags: Sequence[str], where: str, options: Mapping[str, Any]) -> Config:
     for kind, valid in (("reset", loader.resets()), ("algo", None)):
         name = options.get(kind)
-        if valid and name is not None and name not in valid:
+        bare = str(name).partition(":")[0]
+        if valid and name is not None and bare not in valid:
             raise ConfigError(
-                f"{where}: unknown {kind} {name!r}{nearest(str(name), valid)}; valid: {', '.join(valid)}"
+                f"{where}: unknown {kind} {bare!r}{nearest(bare, valid)}; valid: {', '.join(valid)}"
             )
     try:
         return loader.load(flags)[0]

@@ -1,29 +1,41 @@
-"""Programs: what a sweep starts, ``train.py`` with one run, or with several seeds of a cell at once."""
+"""Programs: what a sweep starts, ``train.py`` with one run, or with several seeds and resets at once."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from common.files import safe_name
 from configs import loader
 from configs.errors import ConfigError
 from sweeps.experiment import PlannedRun
 from sweeps.state import saved_steps
-from training.folder import SEED, is_claimed
+from training.folder import RESET, SEED, is_claimed
 
 
-@dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """Program: runs that one process of ``train.py`` trains, seeds ``first``, ``first + 1``, ... of one cell."""
+    """Program: runs that one process of ``train.py`` trains.
+
+    Seeds ``first``, ``first + 1``, ... of one cell, or of several that differ in the reset alone, cell after cell.
+    """
 
     runs: tuple[PlannedRun, ...]
 
+    @cached_property
+    def resets(self) -> list[str]:
+        """Of its cells, in their order."""
+        return list(dict.fromkeys(run.config.reset.name for run in self.runs))
+
     @property
     def name(self) -> str:
+        first, more = self.runs[0], len(self.resets) - 1
         if len(self.runs) == 1:
-            return self.runs[0].name
-        return f"{self.runs[0].cell}/seeds{self.runs[0].seed}-{self.runs[-1].seed}".removeprefix("/")
+            return first.name
+        cell = _with_reset(first, f"{safe_name(self.resets[0])}+{more}") if more else first.cell
+        return f"{cell}/seeds{first.seed}-{self.runs[-1].seed}".removeprefix("/")
 
     def argv(self, folder: Path, parents: Mapping[str, PlannedRun] | None) -> list[str]:
         """Return the words behind ``train.py``.
@@ -34,17 +46,24 @@ class Program:
         """
         first = self.runs[0]
         words = list(first.flags)
-        if len(self.runs) > 1:
-            words += ["--num-agents", str(len(self.runs))]
-        words += ["--run-dir", self._of_seeds(folder, first)]
+        if len(self.resets) > 1:
+            words = [*_without_reset(first), "--resets", *self.resets]
+        if (seeds := len(self.runs) // len(self.resets)) > 1:
+            words += ["--num-agents", str(seeds)]
+        words += ["--run-dir", self._of_all(folder, first, RESET)]
         if parents and first.parent and first.branch_step is not None:
-            below = Path(self._of_seeds(Path(), parents[first.parent])) / checkpoint_name(first.branch_step)
+            parent = parents[first.parent]
+            reset = safe_name(parent.config.reset.name)
+            below = Path(self._of_all(Path(), parent, reset)) / checkpoint_name(first.branch_step)
             words += ["--branch-from", str(_branch_home(folder, first, below) / below)]
         return words
 
-    def _of_seeds(self, folder: Path, run: PlannedRun) -> str:
-        """Return a run's folder, with the seed left open where there are several."""
-        return str(folder / (run.folder if len(self.runs) == 1 else str(Path(run.cell) / f"seed{SEED}")))
+    def _of_all(self, folder: Path, run: PlannedRun, reset: str) -> str:
+        """Return a run's folder, where there are several with the seed left open, and ``reset`` for its reset."""
+        if len(self.runs) == 1:
+            return str(folder / run.folder)
+        cell = _with_reset(run, reset) if len(self.resets) > 1 else run.cell
+        return str(folder / cell / f"seed{SEED}")
 
     def is_ready(self, folder: Path, parents: Mapping[str, PlannedRun]) -> bool:
         """Return whether the checkpoints from which the runs branch are there."""
@@ -61,6 +80,23 @@ class Program:
         return any(is_claimed(folder / run.folder) for run in self.runs)
 
 
+def _with_reset(run: PlannedRun, text: str) -> str:
+    """Return the run's cell with ``text`` for the name of its reset; the cell itself where it does not say it."""
+    parts = run.cell.rpartition("/")
+    own = f"reset={safe_name(run.config.reset.name)}"
+    named = [f"reset={text}" if part == own else part for part in parts[-1].split(",")]
+    return "".join((*parts[:-1], ",".join(named)))
+
+
+def _without_reset(run: PlannedRun) -> list[str]:
+    """Return the run's words of a command line without those that name its reset."""
+    words = list(run.flags)
+    if "--reset" in words:
+        at = words.index("--reset")
+        del words[at : at + 2]
+    return words
+
+
 def checkpoint_name(env_step: int) -> Path:
     """Return a checkpoint's place below its run's folder."""
     return Path("checkpoints") / f"step_{env_step:012d}"
@@ -73,7 +109,11 @@ def kind_of(program: Program) -> Hashable:
 
 
 def make_programs(
-    runs: Sequence[PlannedRun], folder: Path, stacked: Collection[str], alone: Collection[str]
+    runs: Sequence[PlannedRun],
+    folder: Path,
+    stacked: Collection[str],
+    alone: Collection[str],
+    across_resets: bool = False,
 ) -> list[Program]:
     """Return programs for unfinished runs, in their order.
 
@@ -82,6 +122,7 @@ def make_programs(
         folder: of the experiment.
         stacked: names of runs to be trained beside the other seeds of their cell.
         alone: names of runs that must not be, for all that.
+        across_resets: whether programs that differ in the reset alone become one.
     """
     programs = []
     for members in _neighbours(runs, stacked, alone):
@@ -89,7 +130,25 @@ def make_programs(
             programs.append(Program(tuple(members)))
         else:
             programs += [Program((run,)) for run in members]
-    return programs
+    return _joined(programs, folder, alone) if across_resets else programs
+
+
+def _joined(programs: Sequence[Program], folder: Path, alone: Collection[str]) -> list[Program]:
+    """Return programs, those that differ in the reset alone as one where the first of them stands."""
+    alike: dict[Hashable, list[Program]] = {}
+    for program in programs:
+        first = program.runs[0]
+        named = RESET in _with_reset(first, RESET) and first.name not in alone
+        parent = first.parent and first.parent.rpartition("/")[0]
+        # A reset's file may set other options, too.
+        options = repr(dataclasses.replace(first.config, reset=programs[0].runs[0].config.reset))
+        of_all = (*_without_reset(first), options, len(program.runs), parent, first.branch_step)
+        alike.setdefault(of_all if named else program, []).append(program)
+    joined: list[Program] = []
+    for members in alike.values():
+        runs = [run for program in members for run in program.runs]
+        joined += [Program(tuple(runs))] if _stand_together(runs, folder) else members
+    return joined
 
 
 def _neighbours(

@@ -77,6 +77,7 @@ class Queue:
         folder: of the experiment, claimed.
         demands: what each run takes, by name.
         stacked: names of runs to be trained beside the other seeds of their cell.
+        across_resets: whether cells that differ in the reset alone are trained as one program, too.
         limits: how much may go on at a time.
         journal: what was before, and what will be.
         watcher: told of every start and end.
@@ -96,6 +97,7 @@ class Queue:
         folder: Path,
         demands: Mapping[str, Demand],
         stacked: Collection[str],
+        across_resets: bool,
         limits: Limits,
         journal: Journal,
         watcher: Watcher,
@@ -111,7 +113,7 @@ class Queue:
         self._cluster = cluster
         self.finished = {run.name for run in runs if journal.is_finished(run, folder / run.folder)}
         todo = [run for run in runs if run.name not in self.finished and run.name not in journal.failed]
-        self.waiting = make_programs(todo, folder, stacked, journal.alone)
+        self.waiting = make_programs(todo, folder, stacked, journal.alone, across_resets)
         self.running: dict[Program, Work] = {}
         self.stopped: set[str] = set()
         self._stop_requests = 0

@@ -104,6 +104,7 @@ class Session:
             self.folder,
             self.demands,
             self.stacked,
+            self.experiment.together == "resets",
             self.limits,
             journal,
             watch,
@@ -158,7 +159,7 @@ def _stacked(experiment: Experiment, demands: dict[str, Demand]) -> set[str]:
     """Return the names of runs that are trained beside the other seeds of their cell."""
     if experiment.together == "none":
         return set()
-    by_force = experiment.together == "seeds"
+    by_force = experiment.together in ("seeds", "resets")
     return {run.name for run in experiment.runs if by_force or demands[run.name].stacks}
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.files import UNSAFE, safe_name
 from configs.command_line import SELECTORS
 from configs.errors import ConfigError
 from configs.yaml_files import flatten
@@ -29,18 +29,17 @@ KEYS = (
 )
 STAGE_KEYS = ("name", "base", "grid", "arms", "total_steps", "branch_from", "at")
 REPORT_KEYS = ("metric", "baseline", "title", "compare")
-TOGETHER = ("seeds", "none", "auto")
+TOGETHER = ("resets", "seeds", "none", "auto")
 # Options that decide where a run goes or what stands beside it, which is the sweep's affair, and what to write instead.
 RESERVED = {
     "num_agents": "give grid.seed several values, and together: seeds",
     "branch_from": "use stages",
     "run_dir": "the sweep names the folders",
-    "resets": "give grid.reset a list",
+    "resets": "give grid.reset a list, and together: resets",
     "show_config": "use --dry-run",
 }
 _SELECTED = {path: flag for flag, (path, _) in SELECTORS.items()}  # "env.id" is written as "env"
 ARM, SEED = "arm", "seed"
-UNSAFE = re.compile(r"[^\w.+=-]")
 
 
 @dataclass(frozen=True)
@@ -237,7 +236,7 @@ def text_of(value: Any) -> str:
 
 def safe(value: Any) -> str:
     """Return a value as part of a folder's name."""
-    return UNSAFE.sub("_", text_of(value)) or "none"
+    return safe_name(text_of(value)) or "none"
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

@@ -12,12 +12,12 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from common import checkpoint
-from common.files import UNSUPPORTED, replace_bytes, sync, warn_once
+from common.files import UNSUPPORTED, replace_bytes, safe_name, sync, warn_once
 from configs import loader
 from configs.errors import ConfigError
 from configs.schema import Config, DQNConfig
 
-SEED = "{seed}"  # in --run-dir and branch_from
+SEED, RESET = "{seed}", "{reset}"  # in --run-dir; the seed in branch_from too
 # What a run writes as it goes on.
 HISTORY = ("scalars.csv", "evaluations.csv", "resets.jsonl")
 # The same where tasks change.
@@ -49,7 +49,7 @@ BRANCH_WITH_OTHER = (
 def default_run_dir(config: Config) -> Path:
     """Return ``runs/<algo>-<env>-<reset>-<preset>-seed<seed>``, a branch with ``-branch`` behind."""
     env = config.env.id.replace("/", "_")
-    name = f"{config.algo}-{env}-{config.reset.name}-{config.preset}-seed{config.seed}"
+    name = f"{config.algo}-{env}-{safe_name(config.reset.name)}-{config.preset}-seed{config.seed}"
     return Path("runs") / (name + "-branch" if config.branch_from else name)
 
 
@@ -329,12 +329,16 @@ def run_configs(variants: Sequence[Config]) -> list[Config]:
 def run_folders(configs: Sequence[Config], run_dir: Path | None) -> list[Path]:
     """Return a folder for each run: the defaults, or those that ``run_dir`` names.
 
-    That is ``run_dir`` itself for a single run, else a folder below it; with ``{seed}`` in it, that of each seed.
+    That is ``run_dir`` itself for a single run, else a folder below it; with ``{seed}`` or ``{reset}`` in it, that of
+    each seed and reset.
     """
     if run_dir is None:
         return [default_run_dir(config) for config in configs]
-    if SEED in str(run_dir):
-        folders = [Path(str(run_dir).replace(SEED, str(config.seed))) for config in configs]
+    if SEED in str(run_dir) or RESET in str(run_dir):
+        folders = [
+            Path(str(run_dir).replace(SEED, str(config.seed)).replace(RESET, safe_name(config.reset.name)))
+            for config in configs
+        ]
         if len(set(folders)) < len(folders):
             raise ConfigError(f"--run-dir {run_dir}: several runs would share the folder {folders[0]}")
         return folders

@@ -14,6 +14,7 @@ from configs.command_line import UNFLAGGED
 from configs.errors import ConfigError
 from fire.fields import option
 from fire.options import OPTIONS, FireOptions
+from training.folder import default_run_dir
 
 YAMLS = sorted(loader.CONFIG_DIR.rglob("*.yaml"))
 PRESETS = [(algo, preset) for algo in schema.AGENT_CONFIGS for preset in loader.presets(algo)]
@@ -237,6 +238,22 @@ def test_reset_names_choose_a_strategy_and_its_options():
     assert load("--reset", "fire").reset.options.method == "polar"
 
 
+def test_options_behind_a_resets_name_are_those_of_its_flags(tmp_path):
+    name = "fire:scale=unit,strength=0.5,include=a*+b,reset.trigger.patience=4,agent.gamma=0.9"
+    short = load("--reset", name)
+    flags = "--reset.scale unit --reset.strength 0.5 --reset.include a* b --agent.gamma 0.9"
+    long = load("--reset", "fire", *flags.split(), "--reset.trigger.patience", "4")
+    assert short.reset.name == name and short.reset.options.include == ("a*", "b")
+    assert dataclasses.replace(short, reset=dataclasses.replace(short.reset, name="fire")) == long
+    assert load("--reset", name, "--reset.scale", "paper").reset.options.scale == "paper"
+    assert str(default_run_dir(short)).startswith(
+        "runs/sac-h1-walk-fire_scale=unit_strength=0.5_include=a_+b_"
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(loader.dump(short))
+    assert loader.read_config(path) == short == load("--config", str(path))
+
+
 def test_trigger_options_are_checked():
     config = load(
         "--reset.trigger.metric", "plasticity/critic/dormant_ratio", "--reset.trigger.threshold", "0.3"
@@ -279,6 +296,12 @@ WRONG = {
     "--device tpu": r"device must be one of auto, cpu, cuda; got 'tpu'",
     "--reset.scale big": r"reset.scale must be one of paper",
     "--reset.strength 2": r"reset.strength",
+    "--reset fyre:scale=unit": r"--reset fyre: unknown; valid: .*fire.*full",
+    "--reset fire:scale=big": r"--reset fire:scale=big: reset.scale must be one of paper",
+    "--reset fire:scael=unit": r"--reset fire:scael=unit: unknown option 'reset.scael'; did you mean 'reset.scale'",
+    "--reset fire:scale": r"--reset fire:scale: 'scale' is not option=value",
+    "--reset fire:": r"--reset fire:: '' is not option=value",
+    "--reset fire:strategy=full": r"unknown option 'reset.strategy'",
     "--reset.at 0": r"reset.at must be at least 1",
     "--eval.around-resets maybe": r"eval.around_resets must be true/false, got 'maybe'",
     "--config missing.yaml": r"cannot read configuration file missing.yaml",

@@ -204,7 +204,7 @@ def test_arms_are_read_like_the_options_of_a_run():
     "spec, message",
     [
         ("fyre", "--reset fyre: unknown; valid: calibrated_partial, cbp"),
-        ("fire:methud=polar", "did you mean --reset.method"),
+        ("fire:methud=polar", "unknown option 'reset.methud'; did you mean 'reset.method'"),
         ("equal_betas", "sets options of an RL agent; of those a study has agent.l2_init and agent.parseval"),
         ("none:agent.weight_decay=0.1", "sets options of an RL agent"),
         ("fire@0", "borders are numbers from 1, joined by \\+, got '0'"),

@@ -151,7 +151,7 @@ def test_a_branch_from_the_end_needs_no_checkpoint_on_the_way(tmp_path):
             "stages: [{name: a, grid: {reset: [none, full]}}, {name: b, branch_from: a, at: 90}]",
             "each run needs one run of stage a to branch from, but 2 fit seed 0",
         ),
-        ("together: sedes", "together must be one of seeds, none, auto; got 'sedes'"),
+        ("together: sedes", "together must be one of resets, seeds, none, auto; got 'sedes'"),
         ("report: {metric: evaluation, basline: none}", "did you mean 'baseline'"),
         ("report: {compare: reset}", "compare must be a list of factors, got 'reset'"),
         (

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from common import checkpoint
+from configs import loader
 from sweeps.programs import make_programs
 from tests.sweeps.sweep_cases import BASE, GRID, plan, sweep_here
 from tests.training.test_train import assert_same, interrupted_at, newest, reset_records, table
 from training import loop
-from training.folder import Claim, is_claimed
+from training.folder import Claim, differences, is_claimed
 
 SINGLY = "together: none\n"
 
@@ -89,6 +90,32 @@ def test_one_seed_that_fails_does_not_take_the_others_with_it(tmp_path, started)
     assert steps(tmp_path / "out/reset=none/seed0") == steps(tmp_path / "out/reset=none/seed2") == [200]
 
 
+def test_resets_together_are_one_program_for_each_set_of_the_other_options(tmp_path, started):
+    resets = "[none, weight_decay, full, 'fire:scale=unit,strength=0.5']"
+    text = BASE.replace("replay.batch_size: 16, ", "") + "together: resets\n"
+    text += f"grid: {{reset: {resets}, replay.batch_size: [8, 9], seed: {{count: 2}}}}\n"
+    assert sweep_here(tmp_path, text) == 0
+    joined = [argv for argv in started if "--resets" in argv]
+    names = [argv[argv.index("--resets") + 1 : argv.index("--num-agents")] for argv in joined]
+    assert names == [["none", "full", "fire:scale=unit,strength=0.5"]] * 2
+    # Weight decay is an option of the agent, so it cannot stand in a program with the others.
+    apart = [argv for argv in started if argv not in joined]
+    assert [argv[argv.index("--reset") + 1] for argv in apart] == ["weight_decay"] * 2
+    for run in plan(tmp_path, text).runs:
+        run_dir = tmp_path / "out" / run.folder
+        assert not differences(loader.read_config(run_dir / "config.yaml"), run.config, ("num_agents",))
+        assert steps(run_dir) == [200]
+
+
+def test_one_of_several_resets_that_fails_does_not_take_the_others_with_it(tmp_path, started):
+    foreign = tmp_path / "out/reset=full/seed0"
+    foreign.mkdir(parents=True)
+    (foreign / "letter.txt").write_text("mine")
+    assert sweep_here(tmp_path, BASE + "grid: {reset: [none, full, fire]}\ntogether: resets\n") == 1
+    assert [argv.count("--resets") for argv in started] == [1, 0, 0, 0]
+    assert steps(tmp_path / "out/reset=none/seed0") == steps(tmp_path / "out/reset=fire/seed0") == [200]
+
+
 BRANCHES = """
 grid: {seed: {count: 2}}
 stages:
@@ -97,9 +124,10 @@ stages:
 """
 
 
-@pytest.mark.parametrize("together", [SINGLY, "together: seeds\n"])
+@pytest.mark.parametrize("together", [SINGLY, "together: seeds\n", "together: resets\n"])
 def test_branches_begin_at_their_parents_checkpoint(together, tmp_path, started):
-    text = BASE + BRANCHES + together
+    more = "[full, fire]" if "resets" in together else "[full]"
+    text = BASE + BRANCHES.replace("[full]", more) + together
     assert sweep_here(tmp_path, text) == 0
     for seed in range(2):
         parent, branch = (
