@@ -50,20 +50,17 @@ class Program:
             words = [*_without_reset(first), "--resets", *self.resets]
         if (seeds := len(self.runs) // len(self.resets)) > 1:
             words += ["--num-agents", str(seeds)]
-        words += ["--run-dir", self._of_all(folder, first, RESET)]
+        cell = _with_reset(first, RESET) if len(self.resets) > 1 else first.cell
+        words += ["--run-dir", str(folder / self._place(first, cell))]
         if parents and first.parent and first.branch_step is not None:
             parent = parents[first.parent]
-            reset = safe_name(parent.config.reset.name)
-            below = Path(self._of_all(Path(), parent, reset)) / checkpoint_name(first.branch_step)
+            below = self._place(parent, parent.cell) / checkpoint_name(first.branch_step)
             words += ["--branch-from", str(_branch_home(folder, first, below) / below)]
         return words
 
-    def _of_all(self, folder: Path, run: PlannedRun, reset: str) -> str:
-        """Return a run's folder, where there are several with the seed left open, and ``reset`` for its reset."""
-        if len(self.runs) == 1:
-            return str(folder / run.folder)
-        cell = _with_reset(run, reset) if len(self.resets) > 1 else run.cell
-        return str(folder / cell / f"seed{SEED}")
+    def _place(self, run: PlannedRun, cell: str) -> Path:
+        """Return a run's folder, or that of all runs of ``cell`` with the seed left open."""
+        return Path(run.folder) if len(self.runs) == 1 else Path(cell) / f"seed{SEED}"
 
     def is_ready(self, folder: Path, parents: Mapping[str, PlannedRun]) -> bool:
         """Return whether the checkpoints from which the runs branch are there."""
