@@ -77,11 +77,11 @@ class Queue:
         folder: of the experiment, claimed.
         demands: what each run takes, by name.
         stacked: names of runs to be trained beside the other seeds of their cell.
-        across_resets: whether cells that differ in the reset alone are trained as one program, too.
         limits: how much may go on at a time.
         journal: what was before, and what will be.
         watcher: told of every start and end.
         cluster: where programs run; None: on this machine.
+        across_resets: whether cells that differ in the reset alone are trained as one program, too.
 
     Attributes:
         finished: names of the runs that are over.
@@ -97,11 +97,11 @@ class Queue:
         folder: Path,
         demands: Mapping[str, Demand],
         stacked: Collection[str],
-        across_resets: bool,
         limits: Limits,
         journal: Journal,
         watcher: Watcher,
         cluster: Machines | None = None,
+        across_resets: bool = False,
     ) -> None:
         self.runs = list(runs)
         self.folder = folder

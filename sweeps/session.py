@@ -104,11 +104,11 @@ class Session:
             self.folder,
             self.demands,
             self.stacked,
-            self.experiment.together == "resets",
             self.limits,
             journal,
             watch,
             self.cluster,
+            across_resets=self.experiment.together == "resets",
         )
 
     def _settle_plan(self, accept_changes: bool) -> Collection[str]:
