@@ -53,7 +53,7 @@ class _Call:
 
 
 class RecordedPass:
-    """The forward pass of a slot on one batch, recorded once and repeated with perturbed outputs."""
+    """RecordedPass: the forward pass of a slot on one batch, recorded once and repeated with perturbed outputs."""
 
     def __init__(self, slot: NetworkSlot, batch: Any) -> None:
         self.slot = slot

@@ -277,6 +277,21 @@ def test_the_long_study_begins_as_the_study():
         assert ours == dataclasses.replace(theirs, agent=agent, total_steps=ours.total_steps)
 
 
+def test_options_of_fire_are_compared_on_the_runs_of_the_study():
+    study, options = (
+        {run.name: run.config for run in read_experiment(ROOT / "experiments" / f"{name}.yaml").runs}
+        for name in ("study", "fire_options")
+    )
+    shared = {
+        name: config
+        for name, config in options.items()
+        if config.reset.name in ("none", "full", "fire_paper", "fire")
+    }
+    assert len(shared) == 40
+    for name, config in shared.items():
+        assert config == study[name.replace(",arm", ",agent.layer_norm=false,arm")]
+
+
 def test_help_and_wrong_flags(capsys):
     with pytest.raises(SystemExit):
         sweep.main(["--help"])

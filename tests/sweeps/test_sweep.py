@@ -81,13 +81,21 @@ def test_a_failed_run_is_reported_with_its_last_lines_and_tried_again_only_if_as
     assert sweep_here(tmp_path, text, "--retry-failed") == 0 and len(started) == 5
 
 
-def test_one_seed_that_fails_does_not_take_the_others_with_it(tmp_path, started):
-    foreign = tmp_path / "out/reset=none/seed1"
+@pytest.mark.parametrize(
+    ("text", "flag", "fails", "others"),
+    [
+        ("grid: {reset: [none], seed: {count: 3}}", "--num-agents", "none/seed1", ("none/seed0", "none/seed2")),
+        ("grid: {reset: [none, full, fire]}\ntogether: resets\n", "--resets", "full/seed0",
+         ("none/seed0", "fire/seed0")),
+    ],
+)  # fmt: skip
+def test_one_run_that_fails_does_not_take_the_others_with_it(tmp_path, started, text, flag, fails, others):
+    foreign = tmp_path / f"out/reset={fails}"
     foreign.mkdir(parents=True)
     (foreign / "letter.txt").write_text("mine")
-    assert sweep_here(tmp_path, BASE + "grid: {reset: [none], seed: {count: 3}}") == 1
-    assert [argv.count("--num-agents") for argv in started] == [1, 0, 0, 0]
-    assert steps(tmp_path / "out/reset=none/seed0") == steps(tmp_path / "out/reset=none/seed2") == [200]
+    assert sweep_here(tmp_path, BASE + text) == 1
+    assert [argv.count(flag) for argv in started] == [1, 0, 0, 0]
+    assert all(steps(tmp_path / f"out/reset={name}") == [200] for name in others)
 
 
 def test_resets_together_are_one_program_for_each_set_of_the_other_options(tmp_path, started):
@@ -105,15 +113,6 @@ def test_resets_together_are_one_program_for_each_set_of_the_other_options(tmp_p
         run_dir = tmp_path / "out" / run.folder
         assert not differences(loader.read_config(run_dir / "config.yaml"), run.config, ("num_agents",))
         assert steps(run_dir) == [200]
-
-
-def test_one_of_several_resets_that_fails_does_not_take_the_others_with_it(tmp_path, started):
-    foreign = tmp_path / "out/reset=full/seed0"
-    foreign.mkdir(parents=True)
-    (foreign / "letter.txt").write_text("mine")
-    assert sweep_here(tmp_path, BASE + "grid: {reset: [none, full, fire]}\ntogether: resets\n") == 1
-    assert [argv.count("--resets") for argv in started] == [1, 0, 0, 0]
-    assert steps(tmp_path / "out/reset=none/seed0") == steps(tmp_path / "out/reset=fire/seed0") == [200]
 
 
 BRANCHES = """
